@@ -1,0 +1,25 @@
+"""One rule for every suite: on CI a skip must say what the machine cannot do, else it counts as a failure."""
+
+import os
+
+import pytest
+
+CANNOT = "this machine cannot: "
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    unexplained = [report for report in terminalreporter.stats.get("skipped", []) if CANNOT not in str(report.longrepr)]
+    if os.environ.get("CI") and unexplained:
+        terminalreporter.section("skips that this machine could have run")
+        for report in unexplained:
+            terminalreporter.line(f"{report.nodeid}: {report.longrepr}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter is not None and session.exitstatus == 0:
+        skipped = reporter.stats.get("skipped", [])
+        if any(CANNOT not in str(report.longrepr) for report in skipped):
+            session.exitstatus = 1
