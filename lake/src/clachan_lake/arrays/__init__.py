@@ -1,0 +1,1 @@
+"""Arrays: `index` plans which rows a key needs, `chunks` keeps the bytes, `array` is both behind the interface."""

@@ -1,0 +1,85 @@
+"""What the forwarder remembers over its own end: SQLite, one row for each path.
+
+`position` is how much of the file the lake has acknowledged. It may lag behind (killed between answer and note): then
+a chunk is sent again, and the lake knows its id.
+"""
+
+import sqlite3
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+FORMAT = 1
+Status = Literal["open", "done", "refused", "lost"]
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """`status`: open; done, all of it with its end; refused, the lake will not have it; lost, removed before."""
+
+    path: str
+    identity: str
+    generation: int = 1
+    position: int = 0
+    mtime_ns: int = 0
+    status: Status = "open"
+    message: str = ""
+    changed: float = 0.0
+    """When the status changed, seconds since 1970."""
+
+
+COLUMNS = tuple(Shipped.__dataclass_fields__)
+
+
+class State:
+    """Raises BlockingIOError when another forwarder uses the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=0.1)
+        try:
+            # exclusive for as long as it is open: two forwarders on one state would not know of each other
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._prepare(path)
+        except sqlite3.OperationalError as error:
+            self._db.close()
+            if "locked" in str(error):
+                raise BlockingIOError(f"state {path}: in use, expected no other forwarder on it") from error
+            raise
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self, path: Path) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in {0, FORMAT}:
+            raise ValueError(f"state {path}, format: {version}, expected {FORMAT}")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, identity TEXT NOT NULL, generation INTEGER "
+            "NOT NULL, position INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, status TEXT NOT NULL, message TEXT "
+            "NOT NULL, changed REAL NOT NULL)"
+        )
+        self._db.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def load(self) -> dict[str, Shipped]:
+        rows = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM files")  # noqa: S608 - constants
+        shipped = (Shipped(*row) for row in rows)
+        # a path may be no valid text: kept as bytes
+        return {(path := _path(one.path)): replace(one, path=path) for one in shipped}
+
+    def save(self, one: Shipped) -> None:
+        values = [_blob(one.path), *(getattr(one, column) for column in COLUMNS[1:])]
+        marks = ", ".join("?" * len(COLUMNS))
+        self._db.execute(f"INSERT OR REPLACE INTO files ({', '.join(COLUMNS)}) VALUES ({marks})", values)  # noqa: S608
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _blob(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _path(blob: str | bytes) -> str:
+    return blob.decode("utf-8", "surrogateescape") if isinstance(blob, bytes) else blob

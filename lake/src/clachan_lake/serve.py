@@ -1,0 +1,181 @@
+"""The lake's process: owns the folder, serves it to this machine over a unix socket (ZEO) and to all over HTTP.
+
+`python -m clachan_lake.serve CONFIG`. One process, so that idle it takes the memory of one; the transformations run in
+a worker that lives while there is work.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+import uvloop
+from ZEO.StorageServer import StorageServer
+
+from clachan_lake import database
+from clachan_lake.ingest.app import application
+from clachan_lake.ingest.committer import Committer
+from clachan_lake.ingest.config import Config, load
+from clachan_lake.local import LocalLake
+from clachan_lake.settings import read_token
+from clachan_lake.transform.keeper import Keeper
+
+log = logging.getLogger(__name__)
+WATCH_SECONDS = 2.0
+
+
+class Server:
+    """The HTTP service and the transformations over an open lake, until SIGTERM or SIGINT."""
+
+    def __init__(self, config: Config, token: str, storage: database.LakeStorage, lake: LocalLake) -> None:
+        self.failed = False
+        self._config = config
+        self._token = token
+        self._storage = storage
+        self._lake = lake
+
+    async def run(self, listener: socket.socket) -> None:
+        keeper = Keeper(self._config, self._lake)
+        config, lake = self._config, self._lake
+        self._committer = Committer(lake.session(), config.policies, config.idle_seconds, keeper.due)
+        self._committer.start()
+        app = application(config, self._token, lake, self._committer, self.faults)
+        server = uvicorn.Server(_settings(app))
+        tasks = [asyncio.create_task(keeper.run()), asyncio.create_task(self._watch(server))]
+        _tell(config, listener)
+        # uvicorn raises the signal again when it has shut down; the rest must still be closed then
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.to_thread(self._committer.stop)
+
+    def faults(self) -> list[str]:
+        """What ails the process; an operator's `/healthz` and its own watch read it."""
+        found = []
+        if not self._committer.is_alive():
+            found.append("committer: ended, expected to run")
+        if self._storage.broken:
+            found.append("storage: a write failed, expected to be opened again")
+        return found
+
+    async def _watch(self, server: uvicorn.Server) -> None:
+        """A process that cannot store any more ends, so that its supervisor starts it again."""
+        while not (found := self.faults()):
+            await asyncio.sleep(WATCH_SECONDS)
+        log.error("ending: %s", "; ".join(found))
+        self.failed = True
+        server.should_exit = True
+
+
+@contextmanager
+def _storage(config: Config) -> Iterator[database.LakeStorage]:
+    """The folder's storage, served at the socket by a thread."""
+    storage = database.own(config.folder)
+    try:
+        config.socket.unlink(missing_ok=True)
+        zeo = StorageServer(database.socket_address(config.socket), {"1": storage})
+        config.socket.chmod(0o660)
+        thread = threading.Thread(target=zeo.loop, name="zeo", daemon=True)
+        thread.start()
+        try:
+            yield storage
+        finally:
+            zeo.close()
+            thread.join(5)
+    finally:
+        config.socket.unlink(missing_ok=True)
+        if not storage.broken:
+            storage.close()
+
+
+@contextmanager
+def _client(config: Config) -> Iterator[LocalLake]:
+    # the process's own reads and writes go through its own socket: so one lock and one order of commits holds for all
+    lake = LocalLake(database.database(database.join(config.socket, config.blobs, 10)))
+    try:
+        yield lake
+    finally:
+        lake.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(
+            error.errno, f"address {host}:{port}: {error.strerror}, expected a free one of this machine"
+        ) from None
+    listener.listen(256)
+    return listener
+
+
+def _tell(config: Config, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    log.info("lake %s at %s and %s", config.folder, url, config.socket)
+    if config.address_file:
+        draft = config.address_file.with_suffix(".tmp")
+        draft.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+        draft.rename(config.address_file)
+
+
+def _settings(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=10,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+    )
+
+
+def main(path: str) -> int:
+    """Exit status: 0 after a signal, 1 when it failed, 2 for a wrong configuration."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("ZEO").setLevel(logging.WARNING)
+    os.umask(0o027)
+    try:
+        config = load(Path(path))
+    except (ValueError, OSError) as error:
+        log.error("%s", error)
+        return 2
+    try:
+        return _run(config)
+    except (ValueError, OSError) as error:
+        log.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+def _run(config: Config) -> int:
+    token = read_token(config.token_file)
+    with _listen(config.host, config.port) as listener, _storage(config) as storage, _client(config) as lake:
+        server = Server(config, token, storage, lake)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(server.run(listener))
+        return 1 if server.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,194 @@
+"""The roles lake and forwarder: converged by Ansible, their programs started as their slots say, doing their work."""
+
+import json
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from .making import tone, wait_for, wav
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+NODE = "5a0f0d4e-0000-4000-8000-0000000000aa"
+
+
+class Home:
+    """A node's home with slots, the platform collection, and a slice."""
+
+    def __init__(self, directory: Path, address: str) -> None:
+        self.directory = directory
+        self.address = address
+        self.records: dict[str, Any] = {}
+        platform = directory / "collections/ansible_collections/clachan/platform"
+        platform.mkdir(parents=True)
+        for part in ("meta", "plugins", "roles", "playbooks"):
+            (platform / part).symlink_to(ROOT / part)
+        (directory / "node").mkdir()
+        (directory / "node/node.json").write_text(json.dumps({"id": NODE, "name": "here"}))
+        (directory / "envs").mkdir()
+        (directory / "envs/lake").symlink_to(BIN.parent)
+        (directory / "clachan.yml").write_text(
+            json.dumps({"plugin": "clachan.platform.inventory", "slice": "slice.json", "home": str(directory)})
+        )
+        self.add_node()
+
+    def add_node(self) -> None:
+        addresses = {"ipv4": "127.9.0.0/20", "ipv6": "fd00:1::/64", "reach": None}
+        node = {"id": NODE, "name": "here", "labels": {}, "addresses": addresses, "owner": None, "state": "active"}
+        self.records["here"] = {"clachan_node": node}
+
+    def add(self, name: str, index: int, sealed: list[str], **parameters: Any) -> Path:
+        slot = self.directory / "slots" / f"s{index:03}"
+        for part in ("etc", "log", "var"):
+            (slot / part).mkdir(parents=True)
+        instance = {
+            "id": f"00000000-0000-4000-8000-{index:012}",
+            "revision": 1,
+            "path": f"home.{name}",
+            "tenant": "home",
+            "software": f"clachan.platform.{name}",
+            "digest": "ab" * 32,
+            "type": "main",
+            "state": "started",
+            "node": "here",
+            "slot": {
+                "name": f"s{index:03}",
+                "index": index,
+                "user": pwd.getpwuid(os.geteuid()).pw_name,
+                "directory": str(slot),
+                "addresses": {"ipv4": self.address, "ipv6": f"fd00:1::{index + 16:x}"},
+                "ports": {"first": free_port(self.address), "count": 20},
+                "limits": {"memory_mib": 64, "tasks": 64, "cpu_milli": 50},
+            },
+            "parent": None,
+            "children": {},
+            "sealed": sealed,
+        }
+        self.records[f"home.{name}"] = {"clachan_instance": instance, **parameters}
+        return slot
+
+    def converge(self) -> str:
+        hosts = sorted(set(self.records) - {"here"})
+        inventory = {
+            "format": 1,
+            "platform": NODE,
+            "node": "here",
+            "records": self.records,
+            "groupings": {"nodes": ["here"], "instances": hosts},
+            "software": {},
+            "supplies": [],
+        }
+        (self.directory / "slice.json").write_text(json.dumps({"clachan_inventory": inventory}))
+        variables = {
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "HOME": str(self.directory),
+            "LANG": "C.UTF-8",
+            "CLACHAN_HOME": str(self.directory),
+            "CLACHAN_RUN_LOCKED": "1",
+            "ANSIBLE_HOME": str(self.directory / "ansible"),
+            "ANSIBLE_COLLECTIONS_PATH": str(self.directory / "collections"),
+            "ANSIBLE_NOCOLOR": "1",
+        }
+        command = [str(BIN / "ansible-playbook"), "-i", "clachan.yml", "--diff", "clachan.platform.converge"]
+        done = subprocess.run(command, cwd=self.directory, env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def published(self, slot: Path) -> dict[str, Any]:
+        return json.loads((slot / "etc/published.json").read_text())
+
+
+def free_port(address: str) -> int:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind((address, 0))
+        return int(taken.getsockname()[1])
+
+
+def start(slot: Path, name: str) -> "subprocess.Popen[bytes]":
+    """As the agent's launcher does."""
+    service = json.loads((slot / "etc/services.d" / f"{name}.json").read_text())
+    with (slot / "log" / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(
+            service["command"],
+            cwd=slot / service.get("directory", "var"),
+            stderr=log,
+            env=service.get("environment", {}),
+        )
+
+
+@pytest.fixture
+def running() -> "Iterator[list[subprocess.Popen[bytes]]]":
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in reversed(processes):
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.slow
+def test_lake_and_forwarder_do_their_work(tmp_path: Path, running: "list[subprocess.Popen[bytes]]") -> None:
+    home = Home(tmp_path, "127.77.0.1")
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    (recordings / "a440.wav").write_bytes(wav(tone(440, 1)))
+    secret = "s3cret-token-of-the-lake"
+    lake = home.add("lake", 0, ["lake_token"], lake_token=secret, lake_idle_seconds=60)
+    home.converge()
+    published = home.published(lake)
+    assert published["token"] == secret
+    forwarder = home.add(
+        "forwarder",
+        1,
+        ["forwarder_token"],
+        forwarder_directory=str(recordings),
+        forwarder_url=published["url"],
+        forwarder_token=published["token"],
+        forwarder_stable_seconds=0,
+    )
+    first = home.converge()
+    assert secret not in first
+    assert "home.lake                  : ok=2    changed=0" in first
+    assert "changed=0" in home.converge().partition("PLAY RECAP")[2]
+    for slot in (lake, forwarder):
+        assert (slot / "etc/token").read_text() == secret + "\n"
+        assert (slot / "etc/token").stat().st_mode & 0o777 == 0o640
+        assert secret not in "".join(path.read_text() for path in (slot / "etc/services.d").iterdir())
+    running.append(start(lake, "lake"))
+    answers = json.loads((lake / "etc/promises.d/answers.json").read_text())
+    wait_for(lambda: answered(answers["url"]), "healthz", 30)
+    running.append(start(forwarder, "forwarder"))
+    headers = {"Authorization": f"Bearer {secret}"}
+    wait_for(
+        lambda: (
+            requests.get(f"{published['url']}/arrays/meta?name=a440.wav", headers=headers, timeout=9).status_code == 200
+        ),
+        "array",
+        30,
+    )
+    ships = json.loads((forwarder / "etc/promises.d/ships.json").read_text())
+    wait_for(lambda: (forwarder / "var/status.json").exists(), "status")
+
+    def checked() -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(ships["command"], capture_output=True, text=True, check=False)
+
+    # the forwarder says it a moment after the lake has it
+    wait_for(lambda: checked().stdout.startswith("files: 1 done; lag"), "the promise's message")
+    assert (checked().returncode, checked().stderr) == (0, "")
+    assert Path(published["socket"]).is_socket()
+    assert Path(published["blobs"]).is_dir()
+
+
+def answered(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).status_code == 200
+    except requests.ConnectionError:
+        return False
