@@ -1,0 +1,1 @@
+"""HTTP: routes, who may call them, documents in and out. What happens is in `services`."""

@@ -1,0 +1,1 @@
+"""What happens: each service is functions over a `Controller`, documents of the contract in and out. No HTTP here."""

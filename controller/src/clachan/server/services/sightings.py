@@ -1,0 +1,27 @@
+"""When each node was last heard of: kept in memory, written to the database now and then by `upkeep`."""
+
+import threading
+
+from clachan.server import clock
+
+
+class Sightings:
+    def __init__(self) -> None:
+        self._seen: dict[str, str] = {}
+        self._fresh: set[str] = set()
+        self._lock = threading.Lock()
+
+    def saw(self, node_id: str) -> None:
+        moment = clock.now()
+        with self._lock:
+            self._seen[node_id] = moment
+            self._fresh.add(node_id)
+
+    def seen(self, node_id: str, stored: str | None) -> str | None:
+        return max(self._seen.get(node_id) or "", stored or "") or None
+
+    def take(self) -> dict[str, str]:
+        """What was not yet written."""
+        with self._lock:
+            fresh, self._fresh = self._fresh, set()
+            return {node: self._seen[node] for node in fresh}
