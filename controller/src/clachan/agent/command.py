@@ -1,0 +1,125 @@
+"""`clachan agent ...`: what runs on a node, for the node."""
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from clachan.agent import certificate, doctor, slots
+from clachan.agent.layout import AgentError, Layout
+from clachan.agent.link import Link
+from clachan.agent.loop import Agent
+from clachan.agent.supervisord import Supervisord
+from clachan.client import ClientError, home
+
+app = typer.Typer(help="A node's side: converge, check, heal, account, report.", no_args_is_help=True)
+
+Home = Annotated[
+    Path | None, typer.Option("--home", help="CLACHAN_HOME; default: the environment's, else the usual place.")
+]
+KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"}
+KEPT_SUFFIXES = ("_proxy", "_PROXY")
+
+
+def _layout(chosen: Path | None) -> Layout:
+    return Layout(chosen.absolute() if chosen else home())
+
+
+def _fail(error: Exception) -> typer.Exit:
+    typer.echo(f"clachan agent: {error}", err=True)
+    return typer.Exit(1)
+
+
+@app.command()
+def run(chosen: Home = None) -> None:
+    """Run until SIGTERM. Logs to standard output, one line per event."""
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    _clean_environment()
+    layout = _layout(chosen)
+    try:
+        config, identity = layout.load_config(), layout.load_identity()
+        lock = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _only_one(lock, layout)
+        agent = Agent(layout, config, identity, Supervisord(Path(config.supervisor_socket)))
+    except AgentError as error:
+        raise _fail(error) from error
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        agent.end()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    agent.run()
+
+
+def _only_one(lock: int, layout: Layout) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise AgentError(f"agent of {layout.home}: another one runs, expected none") from error
+
+
+def _clean_environment() -> None:
+    """Nothing of whoever started the agent reaches roles and runs."""
+    for name in list(os.environ):
+        if name not in KEPT and not name.endswith(KEPT_SUFFIXES):
+            del os.environ[name]
+
+
+@app.command()
+def join(
+    chosen: Home = None,
+    url: Annotated[str | None, typer.Option(help="The controller; default: as in node/config.json.")] = None,
+    node: Annotated[str | None, typer.Option(help="The node's name; default: as in node/config.json.")] = None,
+) -> None:
+    """Join the platform with the join token on standard input. Repeating it is harmless."""
+    layout = _layout(chosen)
+    try:
+        if url is None or node is None:
+            config = layout.load_config()
+            url, node = url or config.controller_url, node or config.node_name
+        identity = certificate.join(layout, url, node, sys.stdin.readline().strip())
+    except (AgentError, ClientError) as error:
+        raise _fail(error) from error
+    typer.echo(f"node {identity.name}: joined {url}")
+
+
+@app.command()
+def renew(chosen: Home = None) -> None:
+    """Renew the certificate now; a running agent takes it up by itself."""
+    layout = _layout(chosen)
+    try:
+        end = certificate.renew(layout, Link(layout, layout.load_config()).client())
+    except (AgentError, ClientError, OSError) as error:
+        raise _fail(error) from error
+    typer.echo(f"certificate of {layout.load_identity().name}: valid until {end:%Y-%m-%d}")
+
+
+@app.command(name="slots")
+def prepare_slots(chosen: Home = None) -> None:
+    """Make every slot's directories ready, with owners and modes; says which it changed."""
+    layout = _layout(chosen)
+    try:
+        config = layout.load_config()
+        for index in range(config.slots):
+            directory = Path(config.slots_directory) / f"s{index:03d}"
+            if slots.prepare(directory, config.user_of(index), config.mode == "root"):
+                typer.echo(f"slot {directory.name}: prepared")
+    except (AgentError, OSError, KeyError) as error:
+        raise _fail(error) from error
+
+
+@app.command(name="doctor")
+def examine(chosen: Home = None) -> None:
+    """Look at everything that an agent needs; exit status 1 when something is wrong."""
+    findings = list(doctor.examine(_layout(chosen)))
+    for finding in findings:
+        typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.found}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
