@@ -1,0 +1,14 @@
+"""The command `clachan`: what a person does with a platform, over `clachan.client`.
+
+Each verb is a function in the file of its noun. What it prints goes to standard output, as a table, or with `--json`
+as the API's own objects; progress and errors go to standard error. Exit status: 0 done, 1 failed, 2 wrong use,
+3 still waiting at the time limit, 130 interrupted. A verb imports what it needs when it runs, so that help and
+completion are quick.
+"""
+
+
+def main() -> None:
+    """Run the command with the arguments of the process; ends the process."""
+    from clachan.cli.app import run
+
+    run()

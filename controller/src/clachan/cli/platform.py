@@ -1,0 +1,134 @@
+"""up, down, reset, status, demo: the whole platform on this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clachan.cli.errors import FAILED
+
+app = typer.Typer()
+_PANEL = "This machine"
+
+
+def _home(given: Path | None) -> Path:
+    """The home, which all that is started from here inherits."""
+    import os
+
+    from clachan.client.home import home
+
+    if given is not None:
+        os.environ["CLACHAN_HOME"] = str(given.expanduser().absolute())
+    return home()
+
+
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        metavar="DIR",
+        help="Where the platform is; default CLACHAN_HOME, else /var/lib/clachan for root, ~/.local/share/clachan.",
+    ),
+]
+Input = Annotated[
+    Path | None,
+    typer.Option(
+        "--input", metavar="DIR", exists=True, file_okay=False, help="Take the WAV recordings of this folder."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")]
+
+
+@app.command(rich_help_panel=_PANEL)
+def up(
+    recordings: Input = None,
+    demo: Annotated[
+        bool | None,
+        typer.Option("--demo/--no-demo", help="Bring recordings through the lake; default where clachan-lake is."),
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Bring up controller, node and lake on this machine; safe to repeat and to interrupt."""
+    from clachan.cli import platform_demo, platform_playbook, platform_status
+
+    directory = _home(home)
+    if recordings is not None and demo is False:
+        raise typer.BadParameter("--input and --no-demo, expected one of them")
+    with platform_playbook.lock(directory, make=True):
+        status = platform_playbook.run(directory, "standalone")
+        if status:
+            raise typer.Exit(FAILED)
+        wanted = platform_demo.possible() or recordings is not None if demo is None else demo
+        outcome = platform_demo.run(directory, recordings) if wanted else None
+        found = platform_status.look(directory)
+    platform_status.show(found)
+    if outcome is not None:
+        platform_demo.show(outcome)
+    platform_status.show_next_steps(found, outcome.page if outcome is not None else None)
+    if outcome is not None and not outcome.recordings:
+        raise typer.Exit(FAILED)
+
+
+@app.command(rich_help_panel=_PANEL)
+def demo(recordings: Input = None, home: Home = None, json: Json = False) -> None:
+    """Bring recordings through the lake and draw them; what was sent is not sent again.
+
+    Exit status 1 when one of the input's is no array.
+    """
+    from clachan.cli import platform_demo, platform_playbook
+
+    directory = _home(home)
+    with platform_playbook.lock(directory):
+        outcome = platform_demo.run(directory, recordings, quiet=json)
+    if json:
+        platform_demo.print_json(outcome)
+    else:
+        platform_demo.show(outcome)
+    if outcome.failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command(rich_help_panel=_PANEL)
+def status(home: Home = None, json: Json = False) -> None:
+    """Say what runs where. Exit status 1 when the platform is not up."""
+    from clachan.cli import platform_status
+
+    found = platform_status.look(_home(home))
+    if json:
+        platform_status.print_json(found)
+    else:
+        platform_status.show(found)
+    if not found.up:
+        raise typer.Exit(FAILED)
+
+
+@app.command(rich_help_panel=_PANEL)
+def down(home: Home = None) -> None:
+    """Stop everything that runs from here; all data stay."""
+    from clachan.cli import platform_playbook, platform_stop
+
+    directory = _home(home)
+    with platform_playbook.lock(directory):
+        stopped = platform_stop.stop(directory)
+    print(f"clachan: {stopped} processes stopped, data kept in {directory}" if stopped else "clachan: nothing runs")
+
+
+@app.command(rich_help_panel=_PANEL)
+def reset(home: Home = None, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Stop everything and remove all that `up` made: processes, users, data."""
+    from clachan.cli import platform_playbook, platform_reset
+
+    directory = _home(home)
+    if not platform_reset.check(directory):
+        print(f"clachan: nothing to remove, {directory} does not exist")
+        return
+    if not yes:
+        typer.confirm(f"Remove {directory} with all data, and its processes and users?", abort=True, err=True)
+    with platform_playbook.lock(directory):
+        platform_reset.remove(directory)
+    print(f"clachan: {directory} removed")
+
+
+def register(into: typer.Typer) -> None:
+    """Add the verbs to another command."""
+    into.add_typer(app)
