@@ -1,0 +1,87 @@
+from ipaddress import ip_address, ip_network
+
+import pytest
+from clachan.contract.inventory import SlotAddresses
+from clachan.contract.software import Capacity
+from clachan.server.decisions import addresses
+from hypothesis import given
+from hypothesis import strategies as st
+
+PREFIX = addresses.ula_prefix(bytes.fromhex("0102030405"))
+
+
+def test_prefix_is_a_unique_local_48():
+    assert PREFIX == "fd01:203:405::/48"
+    with pytest.raises(addresses.AddressError, match="random bytes of the ULA prefix: 4, expected 5"):
+        addresses.ula_prefix(b"1234")
+
+
+def test_first_node_and_slot():
+    node = addresses.node_addresses(PREFIX, "loopback", 0, 0, reach="10.9.9.9")
+    assert node.model_dump() == {"ipv4": "127.0.16.0/20", "ipv6": "fd01:203:405:1::/64", "reach": "10.9.9.9"}
+    slot = addresses.slot(node, 3, user="clachan_003", slots_directory="/srv/slots", capacity=Capacity(memory_mib=7))
+    assert slot.model_dump() == {
+        "name": "s003",
+        "index": 3,
+        "user": "clachan_003",
+        "directory": "/srv/slots/s003",
+        "addresses": {"ipv4": "127.0.16.19", "ipv6": "fd01:203:405:1::13"},
+        "ports": {"first": 20060, "count": 20},
+        "limits": {"memory_mib": 7, "tasks": 64, "cpu_milli": 50},
+    }
+
+
+def test_slots_of_a_vm_share_its_address():
+    node = addresses.node_addresses(PREFIX, "private", 0, 7)
+    shared = SlotAddresses(ipv4="10.0.16.20", ipv6="fd01::20")
+    slots = [
+        addresses.slot(node, index, user="u", slots_directory="/s", capacity=Capacity(), shared=shared)
+        for index in (0, 1)
+    ]
+    assert [slot.addresses for slot in slots] == [shared, shared]
+    assert slots[0].ports.first + slots[0].ports.count == slots[1].ports.first
+
+
+@given(offset=st.integers(0, 2**32), plan=st.sampled_from(["loopback", "private"]))
+def test_all_nodes_have_networks_of_their_own(offset, plan):
+    numbers = [0, 1, 2, 2047, addresses.NODES - 2, addresses.NODES - 1]
+    nodes = [addresses.node_addresses(PREFIX, plan, offset, number) for number in numbers]
+    assert len({node.ipv4 for node in nodes}) == len({node.ipv6 for node in nodes}) == len(numbers)
+    for node in nodes:
+        assert ip_network(node.ipv6).subnet_of(ip_network(PREFIX))
+        assert ip_network(node.ipv4).subnet_of(ip_network("127.0.0.0/8" if plan == "loopback" else "10.0.0.0/8"))
+        assert ip_address("127.0.0.1") not in ip_network(node.ipv4)
+
+
+def test_every_number_of_a_plan_has_its_own_network():
+    networks = {addresses.node_addresses(PREFIX, "loopback", 4000, n).ipv4 for n in range(addresses.NODES)}
+    assert len(networks) == addresses.NODES
+
+
+@given(index=st.integers(0, addresses.SLOTS - 1))
+def test_a_slot_is_inside_its_node(index):
+    node = addresses.node_addresses(PREFIX, "loopback", 5, 9)
+    slot = addresses.slot(node, index, user="u", slots_directory="/s", capacity=Capacity())
+    network = ip_network(node.ipv4)
+    assert ip_address(slot.addresses.ipv4) in network
+    assert ip_address(slot.addresses.ipv4) != network.broadcast_address
+    assert ip_address(slot.addresses.ipv6) in ip_network(node.ipv6)
+    assert slot.ports.first + slot.ports.count <= 65536
+
+
+@pytest.mark.parametrize("index", [-1, addresses.SLOTS])
+def test_slot_beyond_the_limit(index):
+    with pytest.raises(addresses.AddressError, match=f"slot index: {index}, expected 0 to 2275"):
+        addresses.slot_name(index)
+
+
+@pytest.mark.parametrize("number", [-1, addresses.NODES])
+def test_node_beyond_the_limit(number):
+    with pytest.raises(addresses.AddressError, match=f"node number: {number}, expected 0 to 4094"):
+        addresses.node_addresses(PREFIX, "private", 0, number)
+
+
+def test_number_of_slots():
+    addresses.check_slots(addresses.SLOTS)
+    with pytest.raises(addresses.AddressError, match="slots of a node: 4000, expected 0 to 2276"):
+        addresses.check_slots(4000)
