@@ -1,5 +1,6 @@
 """`clachan up`, killed at each of its steps with all that it started, converges when it is run again."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from clachan.cli import platform_processes, platform_reset
@@ -74,12 +75,15 @@ class Up:
         while self.process.poll() is None and time.monotonic() < limit:
             time.sleep(0.01)
         killed = self.process.poll() is None
-        while below := list(_below(self.process.pid)):  # until nothing that was being started is left
-            for pid in below:
-                os.kill(pid, signal.SIGKILL)
-            self.process.poll()
-        self.end()
+        self.kill()
         return killed
+
+    def kill(self) -> None:
+        while self.process.poll() is None:
+            for pid in _below(self.process.pid):
+                with contextlib.suppress(ProcessLookupError):  # it may have ended since it was listed
+                    os.kill(pid, signal.SIGKILL)
+        self.end()
 
     def end(self) -> int:
         status = self.process.wait(600)
@@ -87,6 +91,19 @@ class Up:
         assert self.process.stdout
         self.process.stdout.close()
         return status
+
+
+@pytest.fixture
+def start(home: pathlib.Path) -> Iterator[Callable[..., Up]]:
+    """Starts `clachan up`; what still runs when the test ends, as it failed, is ended with it."""
+    with contextlib.ExitStack() as started:
+
+        def start(*arguments: str) -> Up:
+            up = Up(home, *arguments)
+            started.callback(up.kill)
+            return up
+
+        yield start
 
 
 def _below(root: int) -> Iterator[int]:
@@ -106,22 +123,22 @@ def _below(root: int) -> Iterator[int]:
     yield from found
 
 
-def test_up_killed_at_each_step_converges(home: pathlib.Path, tone: pathlib.Path) -> None:
+def test_up_killed_at_each_step_converges(home: pathlib.Path, tone: pathlib.Path, start: Callable[..., Up]) -> None:
     arguments = ["--input", str(tone)]
     chance = random.Random(3)
     killed = 0
     for number in range(60):
         delay = chance.choice([0.0, 0.2, 0.7, 1.5, 4.0])
-        up = Up(home, *arguments)
+        up = start(*arguments)
         if not up.kill_after(number, delay):
             assert up.process.returncode == 0, up.text
             break
         killed += 1
         print(f"killed {delay} s after step {number}: {up.lines[-1] if up.lines else ''}")
     assert killed > 10
-    last = Up(home, *arguments)
+    last = start(*arguments)
     assert last.end() == 0, last.text
-    quiet = Up(home, *arguments)
+    quiet = start(*arguments)
     assert quiet.end() == 0, quiet.text
     assert re.findall(r"changed=(\d+)", quiet.text) == ["0"]
     shown = _demo(home)
@@ -145,12 +162,12 @@ def _demo(home: pathlib.Path) -> dict:
     return json.loads(process.stdout)
 
 
-def test_a_second_up_waits_for_the_first(home: pathlib.Path) -> None:
-    first = Up(home, "--no-demo")
+def test_a_second_up_waits_for_the_first(home: pathlib.Path, start: Callable[..., Up]) -> None:
+    first = start("--no-demo")
     while not (home / "settings.json").exists():
         assert first.process.poll() is None, first.text
         time.sleep(0.05)
-    second = Up(home, "--no-demo")
+    second = start("--no-demo")
     assert first.end() == 0, first.text
     assert second.end() == 0, second.text
     assert second.lines[0] == f"clachan: another command works in {home}; waiting for its end"
