@@ -88,9 +88,10 @@ def test_join_checks_the_token_before_it_runs_anything(cli, live, tmp_path) -> N
 
 @pytest.fixture
 def workshop(live, request):
-    """A node of the test's own, named by it."""
+    """A node of the test's own, named by it; revoked after it, or later tests' instances were placed there."""
     node = live.join(f"w_{request.node.originalname[5:25]}", slots=2)
     yield node
+    live.ok("DELETE", f"/nodes/{node.name}")
     node.session.close()
 
 
