@@ -1,10 +1,18 @@
-"""One rule for every suite: on CI a skip must say what the machine cannot do, else it counts as a failure."""
+"""Two rules for every suite: on CI a skip must say what the machine cannot do, else it counts as a failure; and Ctrl-C
+reaches what the tests start, also when the tests themselves were started in the background."""
 
 import os
+import signal
 
 import pytest
 
 CANNOT = "this machine cannot: "
+
+
+def pytest_configure() -> None:
+    # a shell starts its background jobs with SIGINT ignored, and whatever they start inherits that
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)
