@@ -9,7 +9,7 @@ ends a line for a parser that knows more line ends than JSON does).
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -53,11 +53,29 @@ class InstanceRecord:
 
 @dataclass(frozen=True)
 class Fragment:
-    """A host: its name, its variables as JSON, its groups. Cache it until the host changes."""
+    """A host: its name, its member of `records` as JSON, its groups. Cache it until the host changes."""
 
     name: str
-    json_bytes: bytes
+    record: bytes
     groups: tuple[str, ...]
+
+
+class Groupings:
+    """The groups of some hosts as JSON, made again only when a host came, went or changed its groups."""
+
+    def __init__(self) -> None:
+        self._members: list[tuple[str, tuple[str, ...]]] = []
+        self._json = b"{}"
+
+    def json_bytes(self, fragments: Iterable[Fragment]) -> bytes:
+        members = [(fragment.name, fragment.groups) for fragment in fragments]
+        if members != self._members:
+            found: dict[str, list[str]] = {}
+            for name, groups in members:
+                for group in groups:
+                    found.setdefault(group, []).append(name)
+            self._members, self._json = members, _json(found)
+        return self._json
 
 
 def instance_fragment(record: InstanceRecord, *, redacted: bool) -> Fragment:
@@ -82,13 +100,13 @@ def instance_fragment(record: InstanceRecord, *, redacted: bool) -> Fragment:
             "sealed": [] if waits else list(record.sealed),
         },
     }
-    return Fragment(record.path, _json(variables), instance_groups(record.path, record.software, record.node))
+    return _fragment(record.path, variables, instance_groups(record.path, record.software, record.node))
 
 
 def node_fragment(node: NodeVariables) -> Fragment:
     """The host of a node."""
     groups = ("nodes", *(label_group(key, value) for key, value in sorted(node.labels.items())))
-    return Fragment(node.name, _json({"clachan_node": node.model_dump()}), groups)
+    return _fragment(node.name, {"clachan_node": node.model_dump()}, groups)
 
 
 def instance_groups(path: str, software: str, node: str) -> tuple[str, ...]:
@@ -112,23 +130,22 @@ def label_group(key: str, value: str) -> str:
 def assemble(
     platform: str,
     node: str | None,
-    fragments: Iterable[Fragment],
+    fragments: Sequence[Fragment],
     software: Mapping[str, SoftwareArtifact],
     supplies: Iterable[SupplyLine],
+    *,
+    groupings: Groupings | None = None,
 ) -> bytes:
-    """The document `{"clachan_inventory": ...}`. The same hosts in the same order give the same bytes."""
-    records: list[bytes] = []
-    groupings: dict[str, list[str]] = {}
-    for fragment in fragments:
-        records.append(b'"%b":%b' % (fragment.name.encode(), fragment.json_bytes))
-        for group in fragment.groups:
-            groupings.setdefault(group, []).append(fragment.name)
+    """The document `{"clachan_inventory": ...}`. The same hosts in the same order give the same bytes.
+
+    `groupings`: kept by who assembles the same hosts again and again.
+    """
     parts = {
         "format": _json(FORMAT),
         "platform": _json(platform),
         "node": _json(node),
-        "records": b"{%b}" % b",".join(records),
-        "groupings": _json(groupings),
+        "records": b"{%b}" % b",".join([fragment.record for fragment in fragments]),
+        "groupings": (groupings or Groupings()).json_bytes(fragments),
         "software": _json({digest: artifact.model_dump() for digest, artifact in software.items()}),
         "supplies": _json([supply.model_dump() for supply in supplies]),
     }
@@ -146,6 +163,10 @@ def host_name_problem(node: str) -> str | None:
     if node in _GROUP_NAMES or node.startswith(_GROUP_PREFIXES):
         return f"node name: {node}, expected one that no group of the inventory has"
     return None
+
+
+def _fragment(name: str, variables: Mapping[str, object], groups: tuple[str, ...]) -> Fragment:
+    return Fragment(name, b"%b:%b" % (_json(name), _json(variables)), groups)
 
 
 def _child(child: ChildRecord, *, redacted: bool) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class NodeSlice:
     building: threading.Lock = field(default_factory=threading.Lock)
     node: inventory.Fragment | None = None
     hosts: dict[str, Host] = field(default_factory=dict)
+    groupings: inventory.Groupings = field(default_factory=inventory.Groupings)
     supplies: list[tuple[SupplyLine, SoftwareArtifact]] = field(default_factory=list)
     stale: set[str] = field(default_factory=set)
     all: bool = True
@@ -126,6 +127,7 @@ class Slices:
             [kept.node, *(host.fragment for host in hosts)],
             dict(sorted(software.items())),
             [line for line, _ in kept.supplies],
+            groupings=kept.groupings,
         )
         return Document(body, inventory.etag(body))
 
