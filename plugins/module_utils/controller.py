@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.clachan.platform.plugins.module_utils.client import Client, ClientError, Refused, find_address
@@ -43,9 +45,14 @@ def work(make, params, check_mode, say, environment=None):
         return dict(problem.more, failed=True, msg=str(problem))
 
 
+def specification(options):
+    """The argument specification of a module with these options: a copy, as Ansible writes into what it is given."""
+    return copy.deepcopy(dict(CONTROLLER, **options))
+
+
 def run_module(make, options, **rules):
     """`main()` of a module. Options may hold secrets of any name (parameters), so none is logged or repeated."""
-    module = AnsibleModule(argument_spec=dict(CONTROLLER, **options), supports_check_mode=True, no_log=True, **rules)
+    module = AnsibleModule(argument_spec=specification(options), supports_check_mode=True, no_log=True, **rules)
     result = work(make, module.params, module.check_mode, module.debug)
     result["invocation"] = {}
     if result.pop("failed", False):

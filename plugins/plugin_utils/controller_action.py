@@ -15,7 +15,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.clachan.platform.plugins.module_utils.controller import CONTROLLER, work
+from ansible_collections.clachan.platform.plugins.module_utils.controller import specification, work
 
 display = Display()
 
@@ -42,7 +42,7 @@ class ControllerAction(ActionBase):
         return False
 
     def _here(self):
-        options = dict(CONTROLLER, **self.MODULE.OPTIONS)
+        options = specification(self.MODULE.OPTIONS)
         checked = ArgumentSpecValidator(options, **self.MODULE.RULES).validate(dict(self._task.args))
         if checked.error_messages:
             return {"failed": True, "msg": "; ".join(checked.error_messages)}

@@ -89,11 +89,17 @@ def cli(live: Live, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
 
 @pytest.fixture(scope="session")
-def machine(live: Live) -> Iterator[Node]:
-    """The node on which the tests' instances are placed."""
+def joined(live: Live) -> Iterator[Node]:
     node = live.join("here", slots=100)
     yield node
     node.session.close()
+
+
+@pytest.fixture
+def machine(joined: Node) -> Node:
+    """The node on which the tests' instances are placed, heard of right now: however late the test comes, online."""
+    joined.slice()
+    return joined
 
 
 @pytest.fixture
@@ -102,6 +108,9 @@ def answers(machine: Node) -> Callable[..., threading.Thread]:
 
     def begin(path: str, *states: str, seconds: float = 0.5, **last: Any) -> threading.Thread:
         def work() -> None:
+            deadline = time.monotonic() + 30
+            while path not in machine.slice()["records"] and time.monotonic() < deadline:
+                time.sleep(0.05)
             for state in states:
                 time.sleep(seconds)
                 mine = machine.slice()["records"][path]["clachan_instance"]
@@ -146,14 +155,14 @@ def page_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def page(live: Live, machine: Node, page_collection: Path) -> str:
+def page(live: Live, joined: Node, page_collection: Path) -> str:
     """The software acme.web.page, registered and present on the node `here`: its name."""
     environment = os.environ | {"CLACHAN_HOME": str(live.home)}
     subprocess.run(
         [COMMAND, "software", "register", str(page_collection)], env=environment, check=True, stdout=subprocess.DEVNULL
     )
     live.supply("here", "acme.web.page")
-    supplied(machine)
+    supplied(joined)
     return "acme.web.page"
 
 
