@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,7 +92,6 @@ class Home:
             "HOME": str(self.directory),
             "LANG": "C.UTF-8",
             "CLACHAN_HOME": str(self.directory),
-            "CLACHAN_RUN_LOCKED": "1",
             "ANSIBLE_HOME": str(self.directory / "ansible"),
             "ANSIBLE_COLLECTIONS_PATH": str(self.directory / "collections"),
             "ANSIBLE_NOCOLOR": "1",
@@ -156,7 +156,7 @@ def test_lake_and_forwarder_do_their_work(tmp_path: Path, running: "list[subproc
     )
     first = home.converge()
     assert secret not in first
-    assert "home.lake                  : ok=2    changed=0" in first
+    assert re.search(r"home\.lake +: ok=\d+ +changed=0 ", first)
     assert "changed=0" in home.converge().partition("PLAY RECAP")[2]
     for slot in (lake, forwarder):
         assert (slot / "etc/token").read_text() == secret + "\n"

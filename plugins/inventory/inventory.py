@@ -70,12 +70,14 @@ url: https://controller.lab.example:8443
 ca: /etc/clachan/ca.crt
 """
 
+import gc
 import json
 import os
 import re
 import sys
 
 from ansible.errors import AnsibleParserError
+from ansible.plugins import loader
 from ansible.plugins.inventory import BaseInventoryPlugin
 
 from ansible_collections.clachan.platform.plugins.module_utils.names import is_fqcn, is_name, is_path
@@ -103,6 +105,8 @@ class InventoryModule(BaseInventoryPlugin):
         document = self._fetch(os.path.dirname(path))
         if document is not None:
             self._fill(unwrap(document))
+        if os.environ.get("CLACHAN_RUN_SOFTWARE"):
+            warm()
 
     def _fetch(self, directory):
         """The wrapped document; None when it is optional and the platform is not up."""
@@ -156,6 +160,21 @@ class InventoryModule(BaseInventoryPlugin):
         from ansible_collections.clachan.platform.plugins.module_utils.home import home
 
         return home(self.get_option("home"))
+
+
+def warm():
+    """Load once what each worker of a run would load for its host: workers are forked from this process.
+
+    The kinds are of all hosts of a slice: the connection and its privilege escalation, the action of roles, and the
+    filters and tests of templates, whose first use loads every one. Halves the time of a worker.
+    """
+    loader.action_loader.get("clachan.platform.slot", class_only=True)
+    loader.connection_loader.get("ansible.builtin.local", class_only=True)
+    loader.become_loader.get("ansible.builtin.su", class_only=True)
+    loader.filter_loader.get("default")
+    loader.test_loader.get("clachan.platform.confined")
+    # a worker's garbage collection would else write to, and so copy, every page that it shares
+    gc.freeze()
 
 
 class Here:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import re
@@ -38,6 +39,7 @@ def with_tasks(software, name):
     return any(os.path.isfile(path + end) for end in (".yml", ".yaml"))
 
 
+@functools.cache
 def needs_root(software):
     """Whether the software's `meta/clachan.yml` asks that its tasks run as root."""
     try:

@@ -97,7 +97,6 @@ class Lab:
             "HOME": str(self.directory),
             "LANG": "C.UTF-8",
             "CLACHAN_HOME": str(self.home),
-            "CLACHAN_RUN_LOCKED": "1",
             "ANSIBLE_HOME": str(self.directory / "ansible"),
             "ANSIBLE_COLLECTIONS_PATH": str(self.collections),
             "ANSIBLE_NOCOLOR": "1",
@@ -177,7 +176,14 @@ class Lab:
         command = [str(BIN / program), "-i", str(self.inventory), *arguments]
         return run(command, self.directory, self.environment | environment)
 
-    def converge(self, *arguments: str, **environment: str) -> Finished:
+    def pull(self, *arguments: str, **environment: str) -> Finished:
+        """Converge as the agent does: instances of one software."""
+        [software] = {one["clachan_instance"]["software"] for one in self.records.values() if "clachan_instance" in one}
+        wanted = {"CLACHAN_RUN_SOFTWARE": software, "CLACHAN_RUN_ENTRY": "main"}
+        return self.ansible("clachan.platform.converge", *arguments, **wanted, **environment)
+
+    def push(self, *arguments: str, **environment: str) -> Finished:
+        """Converge as an operator does."""
         return self.ansible("clachan.platform.converge", *arguments, **environment)
 
 

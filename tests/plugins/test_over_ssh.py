@@ -27,7 +27,7 @@ def far(lab: Lab) -> Lab:
     (lab.directory / "group_vars" / "instances.yml").write_text(
         json.dumps({"ansible_ssh_executable": str(program), "ansible_python_interpreter": "/usr/bin/python3"})
     )
-    lab.environment |= {"CLACHAN_RUN_LOCKED": "", "ANSIBLE_PIPELINING": "1"}
+    lab.environment |= {"ANSIBLE_PIPELINING": "1"}
     return lab
 
 
@@ -40,14 +40,14 @@ def test_a_push_over_ssh_is_the_same(far: Lab, tmp_path: Path) -> None:
         for name, text in texts.items()
         if name in {"template", "variable", "newline"}
     }
-    first = far.converge("--diff", "-v")
+    first = far.push("--diff", "-v")
     assert first.status == 0, first.all
     assert {words["changed"] for words in first.recap().values()} == {1}
     for name, slot in slots.items():
         assert json.loads((slot / "etc/hello.json").read_text())["message"] == texts[name]
         assert (slot / "var/seed/note").read_bytes() == texts[name].encode()
         assert json.loads((slot / "etc/published.json").read_text())["secret"] == "c4nary"
-    second = far.converge("-vvv")
+    second = far.push("-vvv")
     assert {words["changed"] for words in second.recap().values()} == {0}
     assert "c4nary" not in first.all + second.all
     assert not (tmp_path / "canary").exists()
@@ -55,7 +55,7 @@ def test_a_push_over_ssh_is_the_same(far: Lab, tmp_path: Path) -> None:
 
 def test_the_lock_is_released_also_after_a_failure(far: Lab) -> None:
     far.add("home.bad", software="testing.software.failing")
-    done = far.converge()
+    done = far.push()
     assert done.status == 2
     assert "home.bad fails by design" in done.all
     assert "TASK [Unlock the slot]" in done.out

@@ -9,18 +9,20 @@ from .conftest import BIN, Lab
 
 PROGRESS = "clachan.platform.progress"
 RECAP = (
-    "home.one                   : ok=2    changed=1    unreachable=0    failed=0    skipped=0    rescued=0    ignored=0"
+    "home.one                   : ok=3    changed=1    unreachable=0    failed=0    skipped=2    rescued=0    ignored=0"
 )
 
 
 def test_one_line_per_task_and_the_usual_recap(lab: Lab) -> None:
     lab.add("home.one")
-    done = lab.converge(ANSIBLE_STDOUT_CALLBACK=PROGRESS)
+    done = lab.push(ANSIBLE_STDOUT_CALLBACK=PROGRESS)
     assert done.status == 0, done.all
     lines = done.out.splitlines()
-    assert lines[:3] == ["", "Converge instances", "  testing.software.hello"]
-    assert re.fullmatch(r"    Describe the slot +\d+\.\d s  changed", lines[3])
-    assert lines[4:] == ["", RECAP]
+    assert lines[:2] == ["", "Converge instances by push"]
+    assert re.fullmatch(r"  Lock the slot +\d+\.\d s  ok", lines[2])
+    assert lines[3] == "  testing.software.hello"
+    assert re.fullmatch(r"    Describe the slot +\d+\.\d s  changed", lines[4])
+    assert lines[5:] == ["", RECAP]
     assert "\033" not in done.out
 
 
@@ -28,7 +30,7 @@ def test_errors_are_shown_in_full(lab: Lab) -> None:
     lab.add("home.one")
     lab.add("home.bad", software="testing.software.failing")
     lab.add("home.bare", software="testing.nowhere.none")
-    done = lab.converge(ANSIBLE_STDOUT_CALLBACK=PROGRESS)
+    done = lab.push(ANSIBLE_STDOUT_CALLBACK=PROGRESS)
     assert done.status == 2
     assert "    home.bad:\n      home.bad fails by design\n" in done.out
     assert "    home.bare:\n      the role 'testing.nowhere.none' was not found" in done.out
@@ -39,7 +41,7 @@ def test_errors_are_shown_in_full(lab: Lab) -> None:
 def test_hosts_are_counted_and_skipped_tasks_not_shown(lab: Lab) -> None:
     for name in ("one", "two", "three"):
         lab.add(f"home.{name}")
-    done = lab.converge(CLACHAN_RUN_LOCKED="", ANSIBLE_STDOUT_CALLBACK=PROGRESS)
+    done = lab.push(ANSIBLE_STDOUT_CALLBACK=PROGRESS)
     assert "    Describe the slot (3 changed) " in done.out
     assert "Unlock the slot" not in done.out
     assert "Reveal secret parameters" not in done.out

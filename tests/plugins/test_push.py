@@ -8,7 +8,7 @@ from .conftest import Lab
 
 def test_a_push_locks_the_slot_and_leaves_nothing_behind(lab: Lab) -> None:
     lab.add("home.one")
-    done = lab.converge(CLACHAN_RUN_LOCKED="")
+    done = lab.push()
     assert done.status == 0, done.all
     assert "TASK [Lock the slot]" in done.out
     with (lab.directory / "slots/s000.lock").open("r+b") as lock:
@@ -19,7 +19,7 @@ def test_a_push_locks_the_slot_and_leaves_nothing_behind(lab: Lab) -> None:
 
 def test_a_second_push_on_a_locked_slot_is_told(lab: Lab) -> None:
     lab.add("home.one")
-    lab.converge(CLACHAN_RUN_LOCKED="")
+    lab.push()
     playbook = lab.directory / "lock.yml"
     playbook.write_text(
         "- hosts: instances\n  gather_facts: false\n  tasks:\n    - name: Lock\n      clachan.platform.slot_lock:\n"

@@ -10,7 +10,13 @@ OTHER = "b" * 64
 NOW = 1_000_000.0
 
 
-def variables(name: str, state: str = "started", digest: str = DIGEST, software: str = "acme.things.hello") -> dict:
+def variables(
+    name: str,
+    state: str = "started",
+    digest: str = DIGEST,
+    software: str = "acme.things.hello",
+    entry: str = "main",
+) -> dict:
     slot = {
         "name": "s000",
         "index": 0,
@@ -27,7 +33,7 @@ def variables(name: str, state: str = "started", digest: str = DIGEST, software:
         "tenant": "home",
         "software": software,
         "digest": digest,
-        "type": "main",
+        "type": entry,
         "state": state,
         "node": "here",
         "slot": slot,
@@ -56,7 +62,10 @@ def planned(*hosts: Host, memory: tuple[Instance, ...] = (), **more: object) -> 
 
 
 def groups(found: Plan) -> list[tuple[str, str, list[str]]]:
-    return [(group.purpose, group.software[0], [one.path for one in group.hosts]) for group in found.groups]
+    return [
+        (group.purpose, f"{group.software} {group.digest[0]} {group.entry}", [one.path for one in group.hosts])
+        for group in found.groups
+    ]
 
 
 DONE = {"tried": "digest of one", "applied": "digest of one", "phase": "converged"}
@@ -84,12 +93,13 @@ def test_a_waiting_host_needs_none() -> None:
     assert not due(host(state="waiting"), None, NOW)
 
 
-def test_runs_are_grouped_by_software_and_purpose() -> None:
-    found = planned(host("one"), host("two"), host("old", digest=OTHER), host("gone", state="absent"))
-    assert groups(found) == [
-        ("converge", "a", ["home.one", "home.two"]),
-        ("converge", "b", ["home.old"]),
-        ("absent", "a", ["home.gone"]),
+def test_runs_are_grouped_by_what_is_to_be_run() -> None:
+    many = [host("one"), host("two"), host("old", digest=OTHER), host("gone", state="absent"), host("kind", entry="db")]
+    assert groups(planned(*many)) == [
+        ("converge", "acme.things.hello a main", ["home.one", "home.two"]),
+        ("converge", "acme.things.hello b main", ["home.old"]),
+        ("absent", "acme.things.hello a absent", ["home.gone"]),
+        ("converge", "acme.things.hello a db", ["home.kind"]),
     ]
 
 
@@ -109,11 +119,14 @@ def line(state: str = "present", digest: str = DIGEST) -> SupplyLine:
 def test_an_instance_waits_for_its_supply_and_others_do_not() -> None:
     other = host("other", software="acme.things.web")
     found = planned(host(), other, lines=[line()])
-    assert groups(found) == [("converge", "a", ["home.other"])]
+    assert groups(found) == [("converge", "acme.things.web a main", ["home.other"])]
     assert found.supplies == (line(),)
     supplied = Supply(id="s1", digest=DIGEST, state="present")
     found = planned(host(), other, lines=[line()], supplies={"s1": supplied})
-    assert groups(found) == [("converge", "a", ["home.one", "home.other"])]
+    assert groups(found) == [
+        ("converge", "acme.things.hello a main", ["home.one"]),
+        ("converge", "acme.things.web a main", ["home.other"]),
+    ]
     assert found.supplies == ()
 
 

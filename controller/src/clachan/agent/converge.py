@@ -84,8 +84,9 @@ class Converger:
         """Run the role's absent entry, stop the services, end what is left of the slot's user, empty the slot."""
         with ExitStack() as locks:
             done = {host.path: self._open(host, locks) for host in group.hosts}
-            having = [one for one in _good(done.values()) if self._has_absent(one.host)]
-            run = self._run(group, inventory, having, done) if having else None
+            run = None
+            if self._software.has_entry(group.software, group.digest, group.entry):
+                run = self._run(group, inventory, _good(done.values()), done)
             self._guarded(_good(done.values()), self._clear)
         return Result(list(done.values()), run)
 
@@ -137,7 +138,12 @@ class Converger:
             return None
         paths = tuple(one.host.path for one in good)
         wanted = runs.Run(
-            group.purpose, runs.restricted(inventory, paths), paths, self._software.collections(group.software)
+            group.purpose,
+            runs.restricted(inventory, paths),
+            paths,
+            self._software.collections(group.digest),
+            software=group.software,
+            entry=group.entry,
         )
         log.info("run %s: %s of %s", wanted.identity[:8], group.purpose, " ".join(paths))
         outcome = self._ansible(wanted)
@@ -187,9 +193,6 @@ class Converger:
                 for name, service in wanted.items()
             },
         )
-
-    def _has_absent(self, host: Host) -> bool:
-        return self._software.has_entry(host.instance.software, host.instance.digest, "absent")
 
     def _clear(self, good: list[Done]) -> None:
         found = [one.host.instance.slot for one in good]

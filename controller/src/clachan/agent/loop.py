@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +192,8 @@ class Agent:
         hosts = tuple(host for host in group.hosts if self.progress.begin(host))
         if not hosts:
             return
-        group = Group(group.purpose, group.software, hosts)
-        self._occupy(hosts, group.software)
+        group = replace(group, hosts=hosts)
+        self._occupy(hosts, group.digest)
         services = self.progress.services(hosts)
 
         def work() -> Result:
@@ -200,16 +201,16 @@ class Agent:
                 return self._converger.remove(group, inventory)
             return self._converger.converge(group, inventory, services)
 
-        self._job(work, lambda result: self._ended(result, hosts, group.software))
+        self._job(work, lambda result: self._ended(result, hosts, group.digest))
 
-    def _occupy(self, hosts: tuple[Host, ...], software: str) -> None:
+    def _occupy(self, hosts: tuple[Host, ...], digest: str) -> None:
         self._runs += 1
-        self._in_use.append(software)
+        self._in_use.append(digest)
         self._busy |= {host.instance.id for host in hosts}
 
-    def _ended(self, result: Result, hosts: tuple[Host, ...], software: str) -> None:
+    def _ended(self, result: Result, hosts: tuple[Host, ...], digest: str) -> None:
         self._runs -= 1
-        self._in_use.remove(software)
+        self._in_use.remove(digest)
         self._tidy = True
         self._busy -= {host.instance.id for host in hosts}
         if not self.stop.is_set():  # a run that we killed says nothing of its hosts: they are done again

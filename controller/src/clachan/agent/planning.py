@@ -18,6 +18,7 @@ STEADY_SECONDS = 300.0
 HOSTS_PER_RUN = 100
 
 Purpose = Literal["converge", "absent"]
+_Key = tuple[Purpose, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,12 @@ class Host:
 
 @dataclass(frozen=True)
 class Group:
-    """Hosts for one run: of one software artifact, for one purpose."""
+    """Hosts for one run: of one software and one of its entry points, so that its role is loaded once for all."""
 
     purpose: Purpose
     software: str
+    digest: str
+    entry: str
     hosts: tuple[Host, ...]
 
 
@@ -106,16 +109,17 @@ def plan(
         if line.state == "present" and not _supplied(line, supplies.get(line.id))
     }
     waiting_for: set[str] = set()
-    groups: dict[tuple[Purpose, str], list[Host]] = {}
+    groups: dict[_Key, list[Host]] = {}
     for identity, host in hosts.items():
         if identity in busy or not due(host, memory.get(identity), now):
             continue
         software = (host.instance.software, host.instance.digest)
-        purpose: Purpose = "absent" if host.instance.state == "absent" else "converge"
         if host.instance.digest not in ready:
             waiting_for.add(host.instance.digest)
-        elif purpose == "absent" or software not in unsupplied:
-            groups.setdefault((purpose, host.instance.digest), []).append(host)
+        elif host.instance.state == "absent":
+            groups.setdefault(("absent", *software, "absent"), []).append(host)
+        elif software not in unsupplied:
+            groups.setdefault(("converge", *software, host.instance.type), []).append(host)
     brought = {line.digest for line in lines if line.state == "present"}
     return Plan(
         tuple(group for key, found in groups.items() for group in _groups(key, found)),
@@ -124,7 +128,7 @@ def plan(
     )
 
 
-def _groups(key: tuple[Purpose, str], hosts: list[Host]) -> Iterable[Group]:
+def _groups(key: _Key, hosts: list[Host]) -> Iterable[Group]:
     for start in range(0, len(hosts), HOSTS_PER_RUN):
         yield Group(*key, tuple(hosts[start : start + HOSTS_PER_RUN]))
 

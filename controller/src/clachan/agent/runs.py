@@ -46,12 +46,17 @@ Purpose = Literal["converge", "supply", "absent"]
 
 @dataclass(frozen=True)
 class Run:
-    """What to run: on the hosts of `inventory`, with only these collection folders on the path."""
+    """What to run: on the hosts of `inventory`, with only these collection folders on the path.
+
+    `entry` of `software` is what the playbook converge runs; the playbook supply asks its host.
+    """
 
     purpose: Purpose
     inventory: Inventory
     hosts: tuple[str, ...]
     collections: tuple[Path, ...]
+    software: str = ""
+    entry: str = ""
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -169,7 +174,8 @@ def _environment(wanted: Run, directory: Path, home: Path) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         "LANG": "C.UTF-8",
         "CLACHAN_HOME": str(home),
-        "CLACHAN_RUN_LOCKED": "1",
+        "CLACHAN_RUN_SOFTWARE": wanted.software,
+        "CLACHAN_RUN_ENTRY": wanted.entry,
         MARK: str(directory),
         "ANSIBLE_CONFIG": str(directory / "ansible.cfg"),
         "ANSIBLE_HOME": str(directory / "ansible"),
