@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
-from clachan.agent import slots
+from clachan.agent import slots, supervisord
 from clachan.agent.supervisor import SlotServices, SupervisorError, Unit
 
 from .conftest import Node, wait_for
@@ -155,6 +156,21 @@ def test_names_and_paths_that_could_steer_supervisord(node: Node) -> None:
         node.supervisor.apply([evil])
 
 
-def test_without_supervisord(bare: Node) -> None:
-    with pytest.raises(SupervisorError, match=r"supervisord .*: .*No such file or directory, expected it to answer"):
+def test_without_supervisord(bare: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = r"supervisord .*: .*No such file or directory, expected it to answer"
+    with pytest.raises(SupervisorError, match=problem):
         bare.supervisor.pids()
+    monkeypatch.setattr(supervisord, "UP_SECONDS", 0.2)
+    with pytest.raises(SupervisorError, match=problem):
+        bare.supervisor.apply([])
+
+
+def test_one_that_comes_up_later_is_waited_for(bare: Node) -> None:
+    """At a boot the agent may be the first of the two."""
+    fill(bare, 0, a=SLEEP)
+    with ThreadPoolExecutor(1) as other:
+        applied = other.submit(bare.supervisor.apply, [wanted(bare, 0, a=1)])
+        assert not wait([applied], 0.5).done
+        bare.start_supervisord()
+        applied.result(20)
+    assert bare.supervisor.pids().keys() == {("s000", "a")}

@@ -25,6 +25,8 @@ PROGRAM = re.compile(r"slot-(s[0-9]{3,4})_([a-z][a-z0-9_]{0,30})\Z")
 RUNNING = {"STARTING", "RUNNING"}
 STOPPED = {"STOPPED", "EXITED", "FATAL", "BACKOFF"}
 ANSWER_SECONDS = 15
+UP_SECONDS = 15
+"""How long supervisord may take to answer after a boot, or when it was started again."""
 CALLS = 100
 """In one message, so that a large node does not keep supervisord from reaping for long."""
 
@@ -122,11 +124,23 @@ class Supervisord(Supervisor):
 
     def apply(self, slots: Iterable[SlotServices]) -> None:
         with self._lock:
+            self._wait_until_up()
             slots = list(slots)
             wanted = {_program(slot.slot, name): unit for slot in slots for name, unit in slot.units.items()}
             written = [slot for slot in slots if self._write(slot)]
             fresh = self._replace(slots) if written or self._out_of_step(slots, wanted) else set()
             self._start(wanted, fresh)
+
+    def _wait_until_up(self) -> None:
+        limit = time.monotonic() + UP_SECONDS
+        while True:
+            try:
+                self._call("supervisor.getState")
+                return
+            except SupervisorError:
+                if time.monotonic() > limit:
+                    raise
+            time.sleep(0.1)
 
     def _out_of_step(self, slots: list[SlotServices], wanted: dict[str, Unit]) -> bool:
         """Whether supervisord has not read what is in the files: the agent was killed after it wrote them."""
