@@ -40,6 +40,7 @@ class NodeSlice:
     building: threading.Lock = field(default_factory=threading.Lock)
     node: inventory.Fragment | None = None
     hosts: dict[str, Host] = field(default_factory=dict)
+    """Instance id -> host, in the order of their names."""
     groupings: inventory.Groupings = field(default_factory=inventory.Groupings)
     supplies: list[tuple[SupplyLine, SoftwareArtifact]] = field(default_factory=list)
     stale: set[str] = field(default_factory=set)
@@ -105,26 +106,30 @@ class Slices:
     def _read_hosts(self, session: Session, node_id: str, kept: NodeSlice, stale: set[str] | None) -> None:
         query = select(Instance).where(Instance.node_id == node_id).order_by(Instance.path)
         if stale is not None:
-            for identifier in stale:
-                kept.hosts.pop(identifier, None)
             if len(stale) < CHUNK:
                 query = query.where(Instance.id.in_(stale))
         rows = list(session.scalars(query).unique())
         values = Values(self._controller, session, rows)
+        found = {}
         for row in rows:
             software = row.revision.software
             fragment = inventory.instance_fragment(values.record(row), redacted=False)
-            kept.hosts[row.id] = Host(fragment, software.digest, artifact(software))
+            found[row.id] = Host(fragment, software.digest, artifact(software))
+        for gone in (stale or set()) - found.keys():
+            kept.hosts.pop(gone, None)
+        if found.keys() <= kept.hosts.keys():
+            kept.hosts |= found
+        else:
+            kept.hosts = dict(sorted({**kept.hosts, **found}.items(), key=lambda item: item[1].fragment.name))
 
     def _assemble(self, kept: NodeSlice) -> Document:
         assert kept.node is not None
-        hosts = sorted(kept.hosts.values(), key=lambda host: host.fragment.name)
-        software = {host.digest: host.artifact for host in hosts}
+        software = {host.digest: host.artifact for host in kept.hosts.values()}
         software |= {line.digest: found for line, found in kept.supplies}
         body = inventory.assemble(
             self._controller.platform.id,
             kept.node.name,
-            [kept.node, *(host.fragment for host in hosts)],
+            [kept.node, *(host.fragment for host in kept.hosts.values())],
             dict(sorted(software.items())),
             [line for line, _ in kept.supplies],
             groupings=kept.groupings,
