@@ -105,9 +105,8 @@ class Slices:
 
     def _read_hosts(self, session: Session, node_id: str, kept: NodeSlice, stale: set[str] | None) -> None:
         query = select(Instance).where(Instance.node_id == node_id).order_by(Instance.path)
-        if stale is not None:
-            if len(stale) < CHUNK:
-                query = query.where(Instance.id.in_(stale))
+        if stale is not None and len(stale) < CHUNK:
+            query = query.where(Instance.id.in_(stale))
         rows = list(session.scalars(query).unique())
         values = Values(self._controller, session, rows)
         found = {}
