@@ -146,11 +146,23 @@ def test_outages_and_runs_are_events(live: Live, node: Node, hello: str) -> None
             "kind": "run",
             "run": "r1",
             "purpose": "converge",
+            "software": hello,
             "hosts": ["home.one"],
             "status": "successful",
             "began": began,
             "ended": ended,
             "changed": 1,
+        },
+        {
+            "kind": "run",
+            "run": "r2",
+            "purpose": "supply",
+            "software": hello,
+            "hosts": [],
+            "status": "failed",
+            "began": began,
+            "ended": ended,
+            "changed": 0,
         },
     )
     events = live.ok("GET", "/events?path=home.one&limit=500")["items"]
@@ -159,6 +171,11 @@ def test_outages_and_runs_are_events(live: Live, node: Node, hello: str) -> None
     assert by_kind["outage"]["data"]["began"] == began
     assert by_kind["recovery"]["data"]["ended"] == ended
     assert by_kind["run"]["data"]["changed"] == 1
+    said = [row["message"] for row in live.ok("GET", "/events?kind=run&limit=500")["items"]]
+    assert said[-2:] == [
+        f"run converge of home.one on node {node.name}: successful",
+        f"run supply of {hello} on node {node.name}: failed",
+    ]
 
 
 def test_children_are_requested_by_their_parent(live: Live, node: Node, hello: str) -> None:

@@ -164,7 +164,8 @@ class Converger:
         supply = {"software": line.software, "digest": line.digest}
         records = {node: {**only_node.records.get(node, {}), "clachan_supply": supply}}
         only_node = only_node.model_copy(update={"records": records, "groupings": {"nodes": [node]}})
-        wanted = runs.Run("supply", only_node, (node,), self._software.collections(line.digest))
+        found = self._software.collections(line.digest)
+        wanted = runs.Run("supply", only_node, (node,), found, software=line.software, entry="supply")
         log.info("run %s: supply of %s", wanted.identity[:8], line.software)
         return self._ansible(wanted)
 

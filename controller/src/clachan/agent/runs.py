@@ -48,15 +48,15 @@ Purpose = Literal["converge", "supply", "absent"]
 class Run:
     """What to run: on the hosts of `inventory`, with only these collection folders on the path.
 
-    `entry` of `software` is what the playbook converge runs; the playbook supply asks its host.
+    `entry` of `software` is what the playbook runs.
     """
 
     purpose: Purpose
     inventory: Inventory
     hosts: tuple[str, ...]
     collections: tuple[Path, ...]
-    software: str = ""
-    entry: str = ""
+    software: str
+    entry: str
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -202,6 +202,7 @@ def _outcome(wanted: Run, began: str, status: str, listener: _Listener, reason: 
     fact = RunFact(
         run=wanted.identity,
         purpose=wanted.purpose,
+        software=wanted.software,
         # a supply's only host is the node, which is no instance
         hosts=[] if wanted.purpose == "supply" else list(wanted.hosts),
         status="successful" if status == "successful" else "failed" if status == "failed" else "killed",

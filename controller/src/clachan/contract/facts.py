@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue
 from clachan.contract import Document
 from clachan.contract.api import Declaration
 from clachan.contract.inventory import ObservedState
-from clachan.contract.names import Name, Path, Sha256
+from clachan.contract.names import Fqcn, Name, Path, Sha256
 
 BATCH = 500
 MESSAGE_CHARS = 4000
@@ -97,7 +97,9 @@ class RunFact(Document):
     kind: Literal["run"] = "run"
     run: str
     purpose: Literal["converge", "supply", "absent"]
+    software: Fqcn
     hosts: list[Path]
+    """The instances; none of a supply, which is of the node."""
     status: Literal["successful", "failed", "killed"]
     began: str
     ended: str

@@ -181,7 +181,8 @@ def supply_fact(report: Report, fact: SupplyFact) -> None:
 def run_fact(report: Report, fact: RunFact) -> None:
     """A run is one event; one of a single tenant's instances is that tenant's."""
     tenants = {host.partition(".")[0] for host in fact.hosts}
-    text = f"run {fact.purpose} of {', '.join(fact.hosts)} on node {report.node.name}: {fact.status}"
+    what = ", ".join(fact.hosts) or fact.software
+    text = f"run {fact.purpose} of {what} on node {report.node.name}: {fact.status}"
     owner = report.node.owner.name if report.node.owner is not None else None
     if owner is not None and tenants - {owner}:
         raise Invalid(f"run {fact.run}: hosts of other tenants, expected those of {owner}")
