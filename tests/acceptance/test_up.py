@@ -213,10 +213,13 @@ def test_secrets_are_nowhere(newcomer: Newcomer) -> None:
 def test_down_keeps_and_reset_removes(newcomer: Newcomer) -> None:
     newcomer.clachan("down")
     wait_until("nothing runs", 20, lambda: newcomer.processes() == [])
+    down = newcomer.clachan("status", expect=1).plain
+    assert "not reachable (Connection refused)\n\nNothing runs. `clachan up` starts it.\n" in down
     assert (newcomer.home / "controller" / "clachan.db").exists()
     newcomer.clachan("up")
     assert instance(newcomer, "home.lake")["observed"]["state"] == "started"
     newcomer.clachan("reset", "--yes")
     assert newcomer.processes() == []
     assert not newcomer.home.exists()
+    assert [path for path in newcomer.folder.rglob("*") if newcomer.clone not in (path, *path.parents)] == []
     assert "clachan_0" not in pathlib.Path("/etc/passwd").read_text()

@@ -6,6 +6,7 @@ waited for, compared with the files byte for byte, and drawn from the arrays.
 
 import importlib.util
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,6 +172,8 @@ def _recording(lake: "Lake", tag: str, digest: str, described: dict[str, Any]) -
 
 def _draw(lake: "Lake", demo: Path, outcome: Outcome) -> None:
     """The first ones, those of the input before others; not again when the pictures show just these."""
+    # its cache of fonts would stand in the user's home and outlive `reset`
+    os.environ.setdefault("MPLCONFIGDIR", str(demo / "matplotlib"))
     from clachan_lake import pictures
 
     outcome.picture, outcome.page = demo / "spectrogram.png", demo / "recordings.html"

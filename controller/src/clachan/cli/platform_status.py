@@ -84,7 +84,11 @@ def show(found: Found) -> None:
     from clachan.cli.output import table
 
     print(f"home        {found.home}")
-    print(f"controller  {found.url or 'none yet'}{': ' + found.error if found.error else ''}\n")
+    trouble = f": {found.error.removeprefix(f'controller {found.url}: ')}" if found.error else ""
+    print(f"controller  {found.url or 'none yet'}{trouble}\n")
+    if not found.programs:
+        print("Nothing runs. `clachan up` starts it.")
+        return
     table(
         ("PROGRAM", "STATE", "PID", "MEMORY"),
         [
