@@ -85,6 +85,7 @@ PROMISES = {
     "command": ({"command": COMMAND}, ("command",)),
     "file_age": ({"path": INSIDE, "max_seconds": SECONDS}, ("path", "max_seconds")),
     "disk_space": ({"path": INSIDE, "min_free_mib": _whole(0, 1 << 62)}, ("min_free_mib",)),
+    "children": ({}, ()),
 }
 PLACEMENT = {
     "labels": (

@@ -47,7 +47,8 @@ options:
     description:
       - Checks that must pass, by name. Each has C(kind), one of C(process) (with C(service)), C(tcp) (C(address),
         C(port)), C(http) (C(url), C(status), C(contains)), C(command) (C(command)), C(file_age) (C(path),
-        C(max_seconds)) and C(disk_space) (C(path), C(min_free_mib)).
+        C(max_seconds)), C(disk_space) (C(path), C(min_free_mib)) and C(children) (every child in O(requests) is in the
+        state that it is wanted in).
       - All may have C(title), C(every_seconds) and C(timeout_seconds).
     type: dict
   requests:

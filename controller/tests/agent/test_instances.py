@@ -5,6 +5,8 @@ import signal
 import socket
 from pathlib import Path
 
+import pytest
+
 from .conftest import Node
 
 SECRET = "canary-secret-4711"
@@ -199,10 +201,24 @@ def test_a_waiting_instance_is_left_alone(node: Node) -> None:
     assert node.runs() == 0
 
 
-def test_children_are_declared_and_their_change_reconverges_the_parent(node: Node) -> None:
+@pytest.fixture
+def impatient(bare: Node) -> Node:
+    """A node on which promises may fail for half a second."""
+    bare.config.patience_seconds = 0.5
+    bare.layout.config.write_bytes(bare.config.json_bytes())
+    bare.start_supervisord()
+    bare.open_agent()
+    return bare
+
+
+def test_children_are_declared_and_their_change_reconverges_the_parent(impatient: Node) -> None:
+    node = impatient
     node.declare("one", parameters={"hello_child": "of one"})
     node.send()
-    node.until(lambda: node.state("one") == "started")
+    node.until(lambda: bool(node.facts("promises")))
+    told = node.facts("promises")[-1].results
+    assert (told["members"].ok, told["members"].message) == (False, "children: child requested")
+    assert node.state("one") == "converging", "children take the time that they take"
     [requests] = node.facts("requests")
     assert requests.children["child"].parameters == {"hello_message": "of one"}
     child = {"child": {"state": "started", "published": {"greeting": "of one"}}}
@@ -267,20 +283,17 @@ def test_a_promise_that_goes_on_failing_brings_a_run(node: Node) -> None:
     assert node.states("site") == ["converging", "started", "failing", "started"]
 
 
-def test_promises_that_never_pass_fail_and_the_run_is_repeated(bare: Node) -> None:
-    bare.config.patience_seconds = 0.5
-    bare.layout.config.write_bytes(bare.config.json_bytes())
-    bare.start_supervisord()
-    bare.open_agent()
-    bare.declare("one", parameters={"hello_command": ["/bin/false"]})
-    bare.send()
-    bare.until(lambda: bare.state("one") == "failed")
-    [failed] = [fact for fact in bare.facts("instance") if fact.state == "failed"]
+def test_promises_that_never_pass_fail_and_the_run_is_repeated(impatient: Node) -> None:
+    node = impatient
+    node.declare("one", parameters={"hello_command": ["/bin/false"]})
+    node.send()
+    node.until(lambda: node.state("one") == "failed")
+    [failed] = [fact for fact in node.facts("instance") if fact.state == "failed"]
     assert failed.message.startswith("promise runs: service main: ")
-    bare.until(lambda: bare.runs() == 2)
-    bare.declare("one")
-    bare.send()
-    bare.until(lambda: bare.state("one") == "started")
+    node.until(lambda: node.runs() == 2)
+    node.declare("one")
+    node.send()
+    node.until(lambda: node.state("one") == "started")
 
 
 def test_a_restarted_agent_watches_again_without_a_run(node: Node) -> None:

@@ -217,7 +217,8 @@ class Progress:
         slot = host.instance.slot
         user = slot.user if self._config.mode == "root" else None
         place = Place(Path(slot.directory), user)
-        return self.watch.begin(host.instance.id, slot.name, place, documents.promises, _redactor(host))
+        lacking = _lacking(host, documents)
+        return self.watch.begin(host.instance.id, slot.name, place, documents.promises, _redactor(host), lacking)
 
     def _stopped(self, host: Host) -> None:
         known = self._known(host)
@@ -250,7 +251,7 @@ class Progress:
         if known.phase == "applied":
             if not failing:
                 known, facts = self._converged(host, known)
-            elif time.monotonic() - one.began > self._config.patience_seconds and known.retry_at is None:
+            elif self._impatient(one) and known.retry_at is None:
                 self._fail(host, _sentence(failing))
                 known = self._memory.instances[identity]
         else:
@@ -261,6 +262,9 @@ class Progress:
         self._save(known.model_copy(update={"results": results}), *facts, *told)
         self._meter()
         return True
+
+    def _impatient(self, one: Watched) -> bool:
+        return time.monotonic() - one.began > self._config.patience_seconds and not one.waits_for_children
 
     def _converged(self, host: Host, known: Instance) -> tuple[Instance, list[Content]]:
         log.info("instance %s: started", host.path)
@@ -372,3 +376,10 @@ def _redactor(host: Host) -> Redactor:
 
 def _sentence(failing: Mapping[str, str]) -> str:
     return "; ".join(f"promise {name}: {message}" for name, message in sorted(failing.items()))
+
+
+def _lacking(host: Host, documents: Documents) -> dict[str, str]:
+    """The requested children that are not in their wanted state, and what they are."""
+    seen = {name: child.state for name, child in host.instance.children.items()}
+    found = {name: (seen.get(name, "requested"), wanted.state) for name, wanted in documents.requests.items()}
+    return {name: state for name, (state, wanted) in found.items() if state != wanted and wanted != "absent"}

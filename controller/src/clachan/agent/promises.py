@@ -1,6 +1,6 @@
 """Checks of promises. Each takes its time limit from the promise and gives a result; none raises.
 
-The process promise is not here: it needs to know the process of the check before, so it is the watch's own.
+Promises of processes and children are the watch's own: they need the check before and the slice.
 """
 
 import http.client
@@ -22,6 +22,7 @@ from clachan.agent.launch import PATH
 from clachan.agent.slots import FOLDER, opened_inside
 from clachan.contract.facts import PromiseResult
 from clachan.contract.slot import (
+    ChildrenPromise,
     CommandPromise,
     DiskSpacePromise,
     FileAgePromise,
@@ -48,7 +49,7 @@ class Place:
 
 def is_quick(promise: Promise) -> bool:
     """Whether the check waits for nobody, so it needs no thread."""
-    return isinstance(promise, ProcessPromise | FileAgePromise | DiskSpacePromise)
+    return isinstance(promise, ProcessPromise | ChildrenPromise | FileAgePromise | DiskSpacePromise)
 
 
 def check(promise: Promise, place: Place) -> PromiseResult:
@@ -78,8 +79,8 @@ def _check(promise: Promise, place: Place) -> str:
             return _file_age(promise, place)
         case DiskSpacePromise():
             return _disk_space(promise, place)
-        case ProcessPromise():
-            raise _BrokenError(f"process {promise.service}: not for this function")
+        case ProcessPromise() | ChildrenPromise():
+            raise _BrokenError(f"promise of kind {promise.kind}: not for this function")
 
 
 def _tcp(promise: TcpPromise) -> str:

@@ -8,7 +8,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,7 +17,7 @@ from clachan.agent.promises import Place, check, is_quick
 from clachan.agent.redaction import Redactor
 from clachan.agent.supervisor import Key, Supervisor, SupervisorError
 from clachan.contract.facts import PromiseResult
-from clachan.contract.slot import ProcessPromise, Promise
+from clachan.contract.slot import ChildrenPromise, ProcessPromise, Promise
 
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 1.0
@@ -70,6 +70,8 @@ class Watched:
     redactor: Redactor
     began: float
     generation: int
+    children: Mapping[str, str]
+    """Child -> why it is not as it is wanted; empty when all are."""
     settled: bool = False
     """Whether all have passed once since this watch began."""
     results: dict[str, PromiseResult] = field(default_factory=dict)
@@ -83,6 +85,11 @@ class Watched:
         unchecked = PromiseResult(ok=False, message="not checked yet")
         results = {name: self.results.get(name, unchecked) for name in self.promises}
         return {name: result.message for name, result in results.items() if not result.ok}
+
+    @property
+    def waits_for_children(self) -> bool:
+        """Whether only children keep it from being converged: they take the time that they take."""
+        return all(isinstance(self.promises[name], ChildrenPromise) for name in self.failing)
 
 
 class Watch:
@@ -99,11 +106,17 @@ class Watch:
         self.watched: dict[str, Watched] = {}
 
     def begin(
-        self, instance: str, slot: str, place: Place, promises: dict[str, Promise], redactor: Redactor
+        self,
+        instance: str,
+        slot: str,
+        place: Place,
+        promises: dict[str, Promise],
+        redactor: Redactor,
+        children: Mapping[str, str],
     ) -> Watched:
         """Watch an instance from now on, in place of what was watched of it before."""
         now = time.monotonic()
-        one = Watched(instance, slot, place, promises, redactor, now, next(self._ticket))
+        one = Watched(instance, slot, place, promises, redactor, now, next(self._ticket), children)
         self.watched[instance] = one
         for name in promises:
             self._schedule(one, name, now)
@@ -165,6 +178,8 @@ class Watch:
     def _check_here(self, one: Watched, name: str, promise: Promise) -> PromiseResult:
         if isinstance(promise, ProcessPromise):
             return self._process(one, name, promise.service)
+        if isinstance(promise, ChildrenPromise):
+            return _children(one.children)
         return check(promise, one.place)
 
     def _process(self, one: Watched, name: str, service: str) -> PromiseResult:
@@ -181,3 +196,8 @@ class Watch:
         if found.age < SETTLED_AGE:
             return PromiseResult(ok=False, message=f"service {service}: has just started")
         return PromiseResult(ok=True, message=f"service {service} runs")
+
+
+def _children(lacking: Mapping[str, str]) -> PromiseResult:
+    named = ", ".join(f"{name} {state}" for name, state in sorted(lacking.items()))
+    return PromiseResult(ok=not lacking, message=f"children: {named}" if lacking else "all children are as wanted")

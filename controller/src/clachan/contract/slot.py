@@ -92,8 +92,14 @@ class DiskSpacePromise(_Check):
     min_free_mib: Annotated[int, Field(ge=0)]
 
 
+class ChildrenPromise(_Check):
+    """Every child that the slot requests is in the state that it is wanted in."""
+
+    kind: Literal["children"]
+
+
 Promise = Annotated[
-    ProcessPromise | TcpPromise | HttpPromise | CommandPromise | FileAgePromise | DiskSpacePromise,
+    ProcessPromise | TcpPromise | HttpPromise | CommandPromise | FileAgePromise | DiskSpacePromise | ChildrenPromise,
     Field(discriminator="kind"),
 ]
 PROMISE: TypeAdapter[Promise] = TypeAdapter(Promise)
