@@ -53,6 +53,11 @@ options:
     type: list
     elements: str
     default: []
+  start:
+    description:
+      - Whether to start it. Without, its systemd unit is written and enabled for the next boot, as an image needs it.
+    type: bool
+    default: true
 attributes:
   check_mode:
     description: Can run in check mode and say what would change.
@@ -78,7 +83,7 @@ action:
   description: What was done, or in check mode would be.
   returned: always
   type: str
-  choices: [none, started, restarted]
+  choices: [none, started, restarted, enabled]
 """
 
 import hashlib
@@ -114,7 +119,7 @@ UNIT = """\
 Description=Clachan {name} ({home})
 After=network-online.target {after}
 Wants=network-online.target
-
+{conditions}
 [Service]
 Type=exec
 ExecStart={command}
@@ -140,6 +145,8 @@ ProtectSystem=strict
 ReadWritePaths={home}
 RestrictSUIDSGID=yes
 """
+# a machine made of an image has neither until its seed says how to join
+JOINING = "ConditionPathExists=|{home}/node/node.json\nConditionPathExists=|{home}/node/join.json\n"
 MORE = {"controller": CONFINED, "agent": "", "supervisord": "KillMode=mixed\nLimitNOFILE=65536\nTasksMax=infinity\n"}
 
 
@@ -246,9 +253,25 @@ class Unit(Program):
             path=self.search,
             command=" ".join(self.command),
             after=unit_name(self.home, "supervisord") if self.name == "agent" else "",
+            conditions=JOINING.format(home=self.home) if self.name == "agent" else "",
             more=MORE[self.name].format(home=self.home),
         )
         return os.path.join("/etc/systemd/system", self.unit), text
+
+    def enable(self):
+        """Write the unit and let it start with the machine; returns the action and the diff."""
+        path, text = self.configuration()
+        before = read(path)
+        if before == text and self._systemctl("is-enabled", "--quiet", self.unit)[0] == 0:
+            return "none", {"before": before, "after": text}
+        if not self.module.check_mode:
+            layout.write_file(path, text.encode(), 0o644)
+            if self.name == "supervisord":
+                supervisor.write_configuration(self.home)
+            status, _out, err = self._systemctl("enable", "--quiet", self.unit)
+            if status:
+                raise layout.HomeError("systemctl enable %s: %s, expected it to work" % (self.unit, err.strip()))
+        return "enabled", {"before": before, "after": text}
 
     def running(self):
         active = self._systemctl("is-active", "--quiet", self.unit)[0] == 0
@@ -290,12 +313,16 @@ def main():
             "arguments": {"type": "list", "elements": "str", "required": True},
             "restart_on": {"type": "list", "elements": "path", "default": []},
             "prepare": {"type": "list", "elements": "str", "default": []},
+            "start": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )
     systemd = os.geteuid() == 0 and os.path.isdir("/run/systemd/system")
     try:
-        action, diff = (Unit if systemd else Supervised)(module).keep()
+        if module.params["start"]:
+            action, diff = (Unit if systemd else Supervised)(module).keep()
+        else:
+            action, diff = Unit(module).enable()
     except layout.HomeError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=action != "none", action=action, **({"diff": diff} if module._diff else {}))
