@@ -122,6 +122,10 @@ class Machine:
         command = ["systemd-nspawn", "--quiet", f"--directory={self.root}", f"--machine={self.lab}-{self.name}"]
         command += ["--register=no", "--keep-unit", "--console=pipe", "--resolv-conf=off", "--kill-signal=SIGRTMIN+3"]
         command += [f"--hostname={self.name}", f"--network-namespace-path={network.NAMESPACES / self.namespace}"]
+        # its network is its own, so services such as firewalld may rule it
+        command += ["--capability=CAP_NET_ADMIN,CAP_NET_RAW"]
+        if Path("/dev/net/tun").exists():
+            command += ["--bind=/dev/net/tun"]
         command += [f"--bind-ro={outside}:{inside}" for inside, outside in self.binds.items()]
         writable = {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"}
         return spawn([*command, first], self.path / "console.log", cgroups.make(self.namespace), writable)
