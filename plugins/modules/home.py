@@ -116,7 +116,8 @@ class Home:
     def prepare(self):
         layout.check_path(self.path, self.root)
         settings = layout.read_settings(self.path)
-        if settings is None and os.path.isdir(self.path) and os.listdir(self.path):
+        # images may have been built before there was a platform
+        if settings is None and os.path.isdir(self.path) and set(os.listdir(self.path)) - {"images"}:
             raise layout.HomeError("home %s: not empty and no Clachan home, expected a new directory" % self.path)
         wanted = dict(settings or {}, clachan_home=layout.FORMAT)
         if self.module.params["controller_host"]:
