@@ -266,11 +266,11 @@ def write_settings(home: Path, settings: dict[str, Any]) -> None:
     """Add to HOME/controller/config.json; a free port is chosen once."""
     path = home / "controller" / "config.json"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    kept = json.loads(path.read_text()) if path.exists() else {"port": free_port()} | _database()
+    kept = json.loads(path.read_text()) if path.exists() else {"port": free_port()} | database_settings()
     path.write_text(json.dumps(kept | settings))
 
 
-def _database() -> dict[str, str]:
+def database_settings() -> dict[str, str]:
     """The setting of a new database on the PostgreSQL server of the environment; nothing without one."""
     server = os.environ.get(POSTGRESQL)
     if server is None:

@@ -16,8 +16,13 @@ description:
     variables; each node is a host with C(clachan_node). Groups are C(nodes), C(instances), C(software_NAME),
     C(tenant_NAME), C(cluster_TENANT_ROOT), C(label_KEY_VALUE) and C(node_NAME) (the instances on a node).
   - Values are what tenants wrote. They are never marked trusted, so a template in one stays text.
+  - The nodes that are VMs of a tenant's cluster are in the group C(members_TENANT_ROOT).
   - A host whose node is this machine has a local connection. Any other is reached by SSH at the address that an
     operator assigned to its node; user and privilege escalation come from your own group variables.
+  - A VM that has no such address is reached by SSH through C(clachan instance connect), over the outgoing connection
+    of the machine that it runs on, and trusted by the host key that it was made with. SSH must be OpenSSH 8.5 or newer,
+    and the command C(clachan) beside the Python of Ansible or in the PATH. A token that stands in the configuration
+    file is not handed on to it, only one in the environment or in the credentials of O(home).
   - Secrets read C(<secret>) unless the source is a slice. Hosts that have any are then in the group C(unrevealed).
 options:
   plugin:
@@ -74,6 +79,8 @@ import gc
 import json
 import os
 import re
+import shlex
+import shutil
 import sys
 
 from ansible.errors import AnsibleParserError
@@ -130,7 +137,7 @@ class InventoryModule(BaseInventoryPlugin):
 
     def _fill(self, content):
         records = content["records"]
-        here = Here(self._home(), bool(self.get_option("slice")))
+        here = Here(self._home(), bool(self.get_option("slice")), self._command())
         for name in sorted(records):
             try:
                 variables = host_variables(name, records[name])
@@ -156,6 +163,14 @@ class InventoryModule(BaseInventoryPlugin):
             for name in hosts:
                 self.inventory.add_child(group, name)
 
+    def _command(self):
+        """The command `clachan` for the same controller, as words."""
+        beside = os.path.join(os.path.dirname(sys.executable), "clachan")
+        command = beside if os.access(beside, os.X_OK) else shutil.which("clachan") or "clachan"
+        given = [("CLACHAN_" + name.upper(), self.get_option(name)) for name in ("home", "url", "ca")]
+        # the full path, as SSH starts one of its two without a shell
+        return ["/usr/bin/env"] + ["%s=%s" % (n, v) for n, v in given if v and v != os.environ.get(n)] + [command]
+
     def _home(self):
         from ansible_collections.clachan.platform.plugins.module_utils.home import home
 
@@ -180,8 +195,9 @@ def warm():
 class Here:
     """Which node this machine is, and so how each host is reached."""
 
-    def __init__(self, home, is_slice):
+    def __init__(self, home, is_slice, command):
         self._is_slice = is_slice
+        self._command = command
         try:
             with open(os.path.join(home, "node", "node.json"), encoding="utf-8") as source:
                 own = json.load(source)
@@ -204,6 +220,9 @@ class Here:
                 "ansible_become_method": "ansible.builtin.su",
                 "ansible_su_flags": "-s /bin/sh",
             }
+        machine = (node or {}).get("vm")
+        if machine is not None and not ((node or {}).get("addresses") or {}).get("reach"):
+            return dict(through(machine, self._command), ansible_connection="ssh")
         return {"ansible_connection": "ssh", "ansible_host": _reach(node, node_name)}
 
     def _is_here(self, node, name):
@@ -277,6 +296,26 @@ def _check_instance(name, record):
 
 def _sealed(record):
     return bool(record.get("clachan_instance", {}).get("sealed"))
+
+
+def through(path, command):
+    """SSH to the VM at `path` through its node's connection; the one key that counts is the one that it publishes."""
+    if not is_path(path):
+        raise Unusable("vm %r: expected the path of an instance" % path)
+
+    def words(verb):
+        return " ".join(shlex.quote(word.replace("%", "%%")) for word in command + ["instance", verb, path])
+
+    options = [
+        "ProxyCommand=" + words("connect"),
+        "KnownHostsCommand=" + words("host-key"),
+        "HostKeyAlias=" + path,
+        "StrictHostKeyChecking=yes",
+        "UserKnownHostsFile=/dev/null",
+        "GlobalKnownHostsFile=/dev/null",
+    ]
+    arguments = " ".join("-o " + shlex.quote(option) for option in options)
+    return {"ansible_host": path, "ansible_ssh_common_args": arguments}
 
 
 def _reach(node, name):

@@ -6,6 +6,8 @@
 Where the controller is and who asks comes, in this order, from options, from the environment (`CLACHAN_URL`,
 `CLACHAN_TOKEN`, `CLACHAN_CA`), from `credentials.json` in the platform's home. The stored token is only ever sent to
 the URL that it was stored with.
+
+A node speaks with its certificate instead of a token (`find_node`): what its own agent has, in the node's home.
 """
 
 from __future__ import annotations
@@ -46,10 +48,13 @@ class Refused(ClientError):
 
 
 class Address:
-    """Where the controller is and who asks: `url` (no trailing slash), `token`, `ca` (a file; None: the system's)."""
+    """Where the controller is and who asks: `url` (no trailing slash), `token`, `ca` (a file; None: the system's).
 
-    def __init__(self, url, token, ca):
+    Instead of a token, `certificate` and `key` (files)."""
+
+    def __init__(self, url, token, ca, certificate=None, key=None):
         self.url, self.token, self.ca = url.rstrip("/"), token, ca
+        self.certificate, self.key = certificate, key
 
 
 def find_address(url=None, token=None, ca=None, directory=None, environment=None):
@@ -66,6 +71,22 @@ def find_address(url=None, token=None, ca=None, directory=None, environment=None
     if not token:
         raise NotConfigured("token for %s: none, expected the option token or CLACHAN_TOKEN" % url)
     return Address(url, token, ca)
+
+
+def find_node(directory=None, environment=None):
+    """The Address of the node that this machine is, from its agent's files; raises NotConfigured."""
+    environment = os.environ if environment is None else environment
+    node = os.path.join(home(directory or environment.get("CLACHAN_HOME")), "node")
+    ca, certificate, key = (os.path.join(node, name) for name in ("ca.pem", "cert.pem", "key.pem"))
+    try:
+        with open(os.path.join(node, "config.json"), encoding="utf-8") as source:
+            url = json.load(source)["controller_url"]
+        for path in (ca, certificate, key):
+            with open(path, "rb"):
+                pass
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise NotConfigured("node in %s: %s, expected one that has joined" % (node, problem)) from None
+    return Address(url, None, ca, certificate, key)
 
 
 def _stored(path):
@@ -99,12 +120,17 @@ class Client:
         loopback = urlsplit(address.url).hostname in ("localhost", "::1") or urlsplit(address.url).hostname.startswith(
             "127."
         )
+        headers = {"Accept": "application/json"}
+        if address.token:
+            headers["Authorization"] = "Bearer %s" % address.token
         self._request = Request(
-            headers={"Authorization": "Bearer %s" % address.token, "Accept": "application/json"},
+            headers=headers,
             use_proxy=not loopback,
             http_agent="clachan-collection",
             follow_redirects="none",
             ca_path=address.ca,
+            client_cert=address.certificate,
+            client_key=address.key,
         )
 
     def call(self, method, path, body=None, query=None, etag=None, wait=None):

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[3]
 OTHERS = {"controller", "agent", "lake"}
 """Groups that other packages bring, and document."""
 
-WITHOUT_JSON = {"up", "down", "reset", "node join"}
-"""They run Ansible or stop processes; no object of the API is their answer."""
+WITHOUT_JSON = {"up", "down", "reset", "node join", "instance connect"}
+"""They run Ansible, stop processes or carry bytes; no object of the API is their answer."""
 
 HELP_SECONDS = 0.4
 
@@ -41,7 +41,8 @@ VERBS = dict(_leaves(typer.main.get_command(app)))
 def test_the_verbs_that_are_promised() -> None:
     promised = {
         "login", "request", "supply", "usage", "events", "inventory", "instance list", "instance show",
-        "instance delete", "instance revisions", "instance logs", "instance wait", "node list", "node show",
+        "instance delete", "instance revisions", "instance logs", "instance wait", "instance connect",
+        "instance host-key", "node list", "node show",
         "node token", "node label", "node drain", "node revoke", "node join", "software register", "software list",
         "software show", "software new",
     }  # fmt: skip

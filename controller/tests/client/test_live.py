@@ -70,7 +70,9 @@ def test_there_is_a_method_for_every_route() -> None:
         (verbs[name], path) for name, path in re.findall(r'\._(\w+)\(\s*f"\{API\}(/[^"]*)"', text) if name in verbs
     }
     found |= set(re.findall(r'(?:_call|_once|request)\(\s*"([A-Z]+)",\s*f"\{API\}(/[^"]*)"', text))
-    routes = {(method, path.removeprefix(API)) for method, path in MATRIX if path.startswith(API)}
+    # the routes of streams are carried by `streams`, another transport, whose tests are agent/test_streams.py
+    api = {(method, path) for method, path in MATRIX if path.startswith(API) and "/streams" not in path}
+    routes = {(method, path.removeprefix(API)) for method, path in api}
 
     def bare(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
         return {(method, re.sub(r"\{[^}]*\}", "{}", path)) for method, path in pairs}

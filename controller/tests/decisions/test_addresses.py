@@ -1,7 +1,6 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
-from clachan.contract.inventory import SlotAddresses
 from clachan.contract.software import Capacity
 from clachan.server.decisions import addresses
 from hypothesis import given
@@ -31,14 +30,14 @@ def test_first_node_and_slot():
     }
 
 
-def test_slots_of_a_vm_share_its_address():
-    node = addresses.node_addresses(PREFIX, "private", 0, 7)
-    shared = SlotAddresses(ipv4="10.0.16.20", ipv6="fd01::20")
-    slots = [
-        addresses.slot(node, index, user="u", slots_directory="/s", capacity=Capacity(), shared=shared)
-        for index in (0, 1)
-    ]
-    assert [slot.addresses for slot in slots] == [shared, shared]
+@pytest.mark.parametrize("plan", ["loopback", "private"])
+def test_a_vm_has_the_address_of_its_slot_and_its_slots_share_it(plan):
+    host = addresses.node_addresses(PREFIX, "private", 4, 7)
+    own = addresses.slot_addresses(host, 3)
+    vm = addresses.node_addresses(PREFIX, plan, 4, addresses.vm_number(7, 3), reach="10.9.9.9")
+    assert vm.model_dump() == {"ipv4": f"{own.ipv4}/32", "ipv6": f"{own.ipv6}/128", "reach": "10.9.9.9"}
+    slots = [addresses.slot(vm, index, user="u", slots_directory="/s", capacity=Capacity()) for index in (0, 1)]
+    assert [slot.addresses for slot in slots] == [own, own]
     assert slots[0].ports.first + slots[0].ports.count == slots[1].ports.first
 
 
@@ -75,10 +74,32 @@ def test_slot_beyond_the_limit(index):
         addresses.slot_name(index)
 
 
-@pytest.mark.parametrize("number", [-1, addresses.NODES])
+@pytest.mark.parametrize("number", [-1, addresses.NODES * (addresses.SLOTS + 1)])
 def test_node_beyond_the_limit(number):
-    with pytest.raises(addresses.AddressError, match=f"node number: {number}, expected 0 to 4094"):
+    with pytest.raises(
+        addresses.AddressError, match=f"node number: {number}, expected one of 4095 nodes or of their slots"
+    ):
         addresses.node_addresses(PREFIX, "private", 0, number)
+
+
+@given(
+    one=st.tuples(st.integers(0, addresses.NODES - 1), st.integers(0, addresses.SLOTS - 1)),
+    two=st.tuples(st.integers(0, addresses.NODES - 1), st.integers(0, addresses.SLOTS - 1)),
+)
+def test_a_vm_takes_no_number_of_a_node_or_of_another_vm(one, two):
+    numbers = [addresses.vm_number(*where) for where in (one, two)]
+    assert min(numbers) >= addresses.NODES
+    assert (numbers[0] == numbers[1]) == (one == two)
+    first, second = (addresses.node_addresses(PREFIX, "loopback", 9, number) for number in numbers)
+    assert (first == second) == (one == two)
+
+
+def test_a_vm_has_no_vms():
+    number = addresses.vm_number(7, 3)
+    with pytest.raises(
+        addresses.AddressError, match=f"number of a VM's host: {number}, expected 0 to 4094: a VM has no VMs"
+    ):
+        addresses.vm_number(number, 0)
 
 
 def test_number_of_slots():

@@ -65,6 +65,21 @@ def test_inside_a_vm_its_supply_is_implied():
     )
 
 
+def test_inside_a_vm_that_is_built_anew_waits_for_it():
+    again = replace(VM, state="joining", mode=None)
+    reason = "waiting for the VM home.cluster.vm1 to join as a node"
+    assert allocate(demand(inside="home.cluster.vm1"), [HERE, again]) == Waiting(reason)
+    foreign = replace(VM, owner="other")
+    assert allocate(demand(inside="home.cluster.vm1"), [HERE, foreign]) == Waiting(reason)
+
+
+def test_a_vm_makes_no_vms():
+    wanted = replace(demand(inside="home.cluster.vm1"), makes_node=True, needs_root=True)
+    reason = "acme.tools.web makes a VM and vm1 is one: place it on a machine"
+    assert allocate(wanted, [HERE, VM]) == Waiting(reason)
+    assert allocate(replace(wanted, placement=Placement()), [HERE, VM]) == Placed("here", 0)
+
+
 def test_a_vm_is_left_to_those_who_ask_for_it():
     supplied = replace(VM, supply="present")
     assert allocate(WEB, [replace(HERE, slots_used=9, free_slot=9), supplied]) == Placed("here", 9)

@@ -387,6 +387,28 @@ def test_options_refused(option, message):
     assert refusal({"hello_x": option}).startswith(message)
 
 
+def test_capacity_may_come_from_parameters_that_are_always_numbers():
+    memory = {"capacity_from": {"memory_mib": {"option": "hello_n"}}, "options": {"hello_n": Option(minimum=0)}}
+    for option in ({"required": True}, {"default": 512}):
+        compiled({"hello_n": {"type": "int", **option}}, **memory)
+    expected = ", expected an int option with a minimum from 0 on, required or with a default"
+    for wrong in ({}, {"no_log": True, "required": True}):
+        said = refusal({"hello_n": {"type": "int", **wrong}}, **memory)
+        assert said == "meta/clachan.yml capacity_from memory_mib: hello_n of type main" + expected
+    unbounded = {"capacity_from": {"cpu_milli": {"option": "hello_n", "factor": 1000}}}
+    for option in ({"type": "int", "default": 1}, {"type": "str", "required": True}):
+        said = refusal({"hello_n": option}, **unbounded)
+        assert said == "meta/clachan.yml capacity_from cpu_milli: hello_n of type main" + expected
+    assert refusal({}, **memory | {"options": {}}).endswith(expected)
+
+
+def test_what_makes_a_node_needs_root():
+    compiled({}, makes_node=True, needs_root=True)
+    for meta in ({"needs_root": False}, {"needs_root": True, "shared": True}):
+        said = refusal({}, makes_node=True, **meta)
+        assert said == "meta/clachan.yml makes_node: expected it with needs_root, and not shared"
+
+
 @pytest.mark.parametrize(
     ("meta", "message"),
     [

@@ -154,6 +154,16 @@ def test_etag_changes_with_the_document():
 NAMES = st.text("ab_", min_size=1, max_size=5).filter(is_name)
 
 
+def test_a_vm_is_a_member_of_its_cluster():
+    assert not [group for group in node_fragment(NODE).groups if group.startswith("members_")]
+    vm = NODE.model_copy(update={"vm": "big_lab.hadoop.m1", "owner": "big_lab"})
+    assert "members_big__lab_hadoop" in node_fragment(vm).groups
+    assert variables(node_fragment(vm))["clachan_node"]["vm"] == "big_lab.hadoop.m1"
+    other = NODE.model_copy(update={"vm": "big.lab_hadoop.m1"})
+    assert "members_big_lab_hadoop" in node_fragment(other).groups, "root lab_hadoop of tenant big is another cluster"
+    assert host_name_problem("members_x") is not None
+
+
 @given(left=st.tuples(NAMES, NAMES), right=st.tuples(NAMES, NAMES))
 def test_groups_of_different_clusters_and_labels_never_meet(left, right):
     groups = [instance_groups(".".join(pair), "a.b.c", "here")[3] for pair in (left, right)]

@@ -17,6 +17,7 @@ from clachan.server.decisions.states import (
     effective_state,
     judge,
     moved,
+    of_vm,
     outage_event,
     promises,
     requested,
@@ -54,6 +55,21 @@ def test_a_new_revision_leaves_what_the_node_said():
     assert requested(STARTED, None, at(9)) == STARTED
     waits = requested(STARTED, "waiting for home.lake to publish url", at(9))
     assert (waits.state, waits.revision, waits.sequence, waits.since) == ("waiting", 1, 5, at(9))
+
+
+def test_a_vm_is_started_when_its_own_agent_says_so():
+    def shown(joined, silent_since=None, standing=STARTED):
+        found = of_vm(standing, joined=joined, silent_since=silent_since, now=at(9))
+        return found.state, found.message, found.revision, found.since
+
+    assert shown(joined=True) == ("started", "", 1, at(1))
+    assert shown(joined=False) == ("converging", "waiting for the VM's agent to report", 1, at(9))
+    said = "expected a VM that runs and reaches the controller"
+    message = f"the VM's agent: last heard of at 2026-01-31T11:00:00.000Z, {said}"
+    assert shown(joined=True, silent_since="2026-01-31T11:00:00.000Z") == ("failing", message, 1, at(9))
+    # what its host says of a VM that does not run counts
+    failed = Standing("failed", "no disk", 1, at(1), sequence=5, at=at(1))
+    assert shown(joined=False, standing=failed) == ("failed", "no disk", 1, at(1))
 
 
 def test_what_waits_goes_on_waiting_whatever_runs_meanwhile():

@@ -34,6 +34,7 @@ LISTS = [
     "/join-tokens",
     "/nodes",
     "/software",
+    "/images",
     "/supplies",
     "/instances",
     "/instances/home.i0/revisions",
@@ -50,6 +51,10 @@ def fill(live: Live, node: Node, hello: str, begin: int, end: int) -> None:
         live.as_user(f"u{number}", "member", ["home", f"t{number}"])
         live.join(f"n{number}")
         live.supply(f"n{number}", hello)
+        digest = f"{number:064x}"
+        facts = {"name": "image", "sha256": digest, "size": 512, "virtual_size": 512, "disk_format": "raw"}
+        made = {"builder": "import", "created": "2026-01-31T12:00:00Z", "recipe_digest": None}
+        live.ok("PUT", f"/images/{digest}", {"format": 1, "recipe": None, "packages": {}, **facts, **made})
         parameters = {
             "hello_password": f"p{number}",
             "hello_url": {"from": f"home.i{max(number - 1, 0)}x", "key": "url"},

@@ -90,6 +90,16 @@ def test_a_member_sees_only_its_tenants(tmp_path: Path, live: Live) -> None:
     assert member.call("GET", "/instances/home.one?reveal=true").status_code == 403
 
 
+def test_a_member_sees_the_nodes_that_its_tenants_own(live: Live) -> None:
+    live.tenant("foreign")
+    for node, owner in (("ours", "home"), ("theirs", "foreign"), ("operators", None)):
+        live.join(node, **({"owner": owner} if owner else {}))
+    member = live.as_user("mia", "member", ["home"])
+    seen = member.ok("GET", "/inventory")["clachan_inventory"]
+    assert (list(seen["records"]), seen["groupings"]) == (["ours"], {"nodes": ["ours"]})
+    assert seen["records"]["ours"]["clachan_node"]["vm"] is None
+
+
 def test_an_instance_sees_only_itself(callers: dict[str, Caller], shared: Live) -> None:
     shared.request("home.other", "acme.web.hello")
     own = callers["instance"]

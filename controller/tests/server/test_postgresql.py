@@ -21,6 +21,9 @@ SUITE = [
     "test_lists.py",
     "test_joining.py",
     "test_permissions.py",
+    "test_images.py",
+    "test_vm_nodes.py",
+    "test_migrations.py",
 ]
 
 

@@ -5,17 +5,16 @@ import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 
-from clachan.agent import certificate, doctor, slots
+from clachan.agent import certificate, invitation
 from clachan.agent.layout import AgentError, Layout
-from clachan.agent.link import Link
-from clachan.agent.loop import Agent
-from clachan.agent.supervisord import Supervisord
 from clachan.client import ClientError, home
 
 app = typer.Typer(help="A node's side: converge, check, heal, account, report.", no_args_is_help=True)
@@ -38,31 +37,44 @@ def _fail(error: Exception) -> typer.Exit:
 
 @app.command()
 def run(chosen: Home = None) -> None:
-    """Run until SIGTERM. Logs to standard output, one line per event."""
+    """Run until SIGTERM; join first when node/join.json says how. Logs to standard output, one line per event."""
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     _clean_environment()
-    layout = _layout(chosen)
-    try:
-        config, identity = layout.load_config(), layout.load_identity()
-        lock = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        _only_one(lock, layout)
-        agent = Agent(layout, config, identity, Supervisord(Path(config.supervisor_socket)))
-    except AgentError as error:
-        raise _fail(error) from error
+    layout, stop = _layout(chosen), threading.Event()
+    ends: list[Callable[[], None]] = [stop.set]
 
     def end(_signal: int, _frame: FrameType | None) -> None:
-        agent.end()
+        for one in ends:
+            one()
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    agent.run()
-
-
-def _only_one(lock: int, layout: Layout) -> None:
     try:
+        _only_one(layout)
+        if not invitation.accept(layout, stop):
+            return
+        # only now: a machine that joins does so sooner
+        from clachan.agent.loop import Agent
+        from clachan.agent.supervisord import Supervisord
+
+        config, identity = layout.load_config(), layout.load_identity()
+        agent = Agent(layout, config, identity, Supervisord(Path(config.supervisor_socket)))
+        ends.append(agent.end)
+    except AgentError as error:
+        raise _fail(error) from error
+    if not stop.is_set():
+        agent.run()
+
+
+def _only_one(layout: Layout) -> None:
+    """Hold the lock as long as this process lives."""
+    try:
+        lock = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise AgentError(f"agent of {layout.home}: another one runs, expected none") from error
+    except OSError as error:
+        raise AgentError(f"file {layout.lock}: {error.strerror}, expected a node's home") from error
 
 
 def _clean_environment() -> None:
@@ -93,6 +105,8 @@ def join(
 @app.command()
 def renew(chosen: Home = None) -> None:
     """Renew the certificate now; a running agent takes it up by itself."""
+    from clachan.agent.link import Link
+
     layout = _layout(chosen)
     try:
         end = certificate.renew(layout, Link(layout, layout.load_config()).client())
@@ -104,6 +118,8 @@ def renew(chosen: Home = None) -> None:
 @app.command(name="slots")
 def prepare_slots(chosen: Home = None) -> None:
     """Make every slot's directories ready, with owners and modes; says which it changed."""
+    from clachan.agent import slots
+
     layout = _layout(chosen)
     try:
         config = layout.load_config()
@@ -118,6 +134,8 @@ def prepare_slots(chosen: Home = None) -> None:
 @app.command(name="doctor")
 def examine(chosen: Home = None) -> None:
     """Look at everything that an agent needs; exit status 1 when something is wrong."""
+    from clachan.agent import doctor
+
     findings = list(doctor.examine(_layout(chosen)))
     for finding in findings:
         typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.found}")

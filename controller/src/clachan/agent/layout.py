@@ -1,5 +1,6 @@
 """Where an agent's files are, and what its configuration says."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ class AgentError(Exception):
 
 
 class NodeConfig(Document):
-    """node/config.json, written by the role `clachan.platform.node`."""
+    """node/config.json, written by the role `clachan.platform.node`.
+
+    That of an image has no `controller_url` and `node_name`: the agent adds them when it joins by node/join.json.
+    """
 
     controller_url: str
     node_name: Name
@@ -67,6 +71,10 @@ class Layout:
         return self.node / "config.json"
 
     @property
+    def invitation(self) -> Path:
+        return self.node / "join.json"
+
+    @property
     def identity(self) -> Path:
         return self.node / "node.json"
 
@@ -107,13 +115,22 @@ class Layout:
         return self.node / "software"
 
     def load_config(self) -> NodeConfig:
-        return _load(self.config, NodeConfig, "the role clachan.platform.node to have written it")
+        return load(self.config, NodeConfig, "the role clachan.platform.node to have written it")
+
+    def complete_config(self, url: str, node: str) -> None:
+        """Say which controller and which node this is, in node/config.json."""
+        try:
+            config = json.loads(self.config.read_bytes()) | {"controller_url": url, "node_name": node}
+        except (OSError, ValueError, TypeError) as error:
+            raise AgentError(f"file {self.config}: {error}, expected the settings of the image") from error
+        write_whole(self.config, json.dumps(config, indent=1).encode() + b"\n")
 
     def load_identity(self) -> Identity:
-        return _load(self.identity, Identity, "the node to have joined: clachan agent join")
+        return load(self.identity, Identity, "the node to have joined: clachan agent join")
 
 
-def _load(path: Path, model: type[D], expected: str) -> D:
+def load(path: Path, model: type[D], expected: str) -> D:
+    """Read and validate; raises AgentError."""
     try:
         return model.from_json(path.read_bytes())
     except OSError as error:

@@ -15,10 +15,12 @@ from pydantic import ValidationError
 
 from clachan.agent import certificate
 from clachan.agent.layout import Layout, NodeConfig, write_whole
+from clachan.agent.planning import Host
 from clachan.agent.slots import log_names, tail
 from clachan.agent.spool import Spool
 from clachan.client import Client, ClientError
-from clachan.contract.api import Answer, Question
+from clachan.client.streams import Streams
+from clachan.contract.api import Answer, ConnectQuestion, Question
 from clachan.contract.inventory import WRAPPER, Inventory
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,9 @@ class Link:
 
     def fresh(self) -> Client:
         return Client(self._url, ca_file=self._layout.ca, cert=(self._layout.certificate, self._layout.key))
+
+    def streams(self) -> Streams:
+        return Streams(self._url, ca_file=self._layout.ca, cert=(self._layout.certificate, self._layout.key))
 
 
 def keep_doing(stop: threading.Event, what: str, step: Callable[[], None]) -> None:
@@ -141,22 +146,28 @@ class Reporter:
 class Answers:
     """Answers what users ask of this node."""
 
-    def __init__(self, link: Link, find: Callable[[str], Path | None]) -> None:
-        """`find(instance)` gives the path of its slot, or None."""
-        self._link = link
-        self._find = find
+    def __init__(
+        self, link: Link, find: Callable[[str], Host | None], connect: Callable[[ConnectQuestion, Host], None]
+    ) -> None:
+        """`find(instance)` gives it when it is on this node; `connect` takes up a stream in a thread of its own."""
+        self._link, self._find, self._connect = link, find, connect
 
     def step(self) -> None:
         client = self._link.client()
         for question in client.questions(wait=POLL_SECONDS):
             answer = self._answer(question)
-            client.answer(question.id, answer)
-            log.info("question %s about %s: answered", question.kind, question.instance)
+            if answer is not None:
+                client.answer(question.id, answer)
+                log.info("question %s about %s: answered", question.kind, question.instance)
 
-    def _answer(self, question: Question) -> Answer:
-        slot = self._find(question.instance)
-        if slot is None:
+    def _answer(self, question: Question) -> Answer | None:
+        host = self._find(question.instance)
+        if host is None:
             return Answer(error=f"instance {question.instance}: not on this node")
+        if isinstance(question, ConnectQuestion):
+            self._connect(question, host)
+            return None
+        slot = Path(host.instance.slot.directory)
         names = [question.service] if question.service else log_names(slot)
         try:
             return Answer(logs={name: tail(slot, name, question.lines, LOG_BYTES) for name in names})

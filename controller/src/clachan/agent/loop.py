@@ -26,6 +26,7 @@ from clachan.agent.planning import Group, Host, Plan, backoff, hosts_of, plan
 from clachan.agent.progress import Progress
 from clachan.agent.software import Download, Software
 from clachan.agent.spool import Spool
+from clachan.agent.streams import Carrier
 from clachan.agent.supervisor import Supervisor
 from clachan.agent.usage import Meter, meter_until
 from clachan.agent.watch import ServiceProcesses, Watch
@@ -110,7 +111,7 @@ class Agent:
         return {
             "poll": self._slices.poll,
             "report": reporter.step,
-            "questions": Answers(self._link, self._directory).step,
+            "questions": Answers(self._link, self._host, Carrier(self._link).begin).step,
             "certificate": Renewal(self._layout, self._link, self.stop).step,
         }
 
@@ -317,9 +318,8 @@ class Agent:
 
     # -- the node -------------------------------------------------------------------------------------------------
 
-    def _directory(self, instance: str) -> Path | None:
-        host = self._hosts.get(instance)
-        return Path(host.instance.slot.directory) if host else None
+    def _host(self, instance: str) -> Host | None:
+        return self._hosts.get(instance)
 
     def _report_node(self) -> None:
         """Tell what this node is, when that is news."""

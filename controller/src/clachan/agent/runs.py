@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import ansible_runner
-
 from clachan.agent.processes import end_marked
 from clachan.agent.redaction import Redactor, sealed_values
 from clachan.agent.spool import timestamp
@@ -121,6 +119,8 @@ def run(wanted: Run, runs: Path, home: Path, cancelled: Callable[[], bool] = lam
     began = timestamp()
     listener = _Listener(_redactor(wanted.inventory), directory / "output.log")
     try:
+        import ansible_runner  # takes its time, and the first report need not wait for it
+
         _write_inventory(wanted.inventory, directory)
         runner = ansible_runner.run(
             private_data_dir=str(directory),

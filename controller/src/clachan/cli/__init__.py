@@ -9,6 +9,11 @@ completion are quick.
 
 def main() -> None:
     """Run the command with the arguments of the process; ends the process."""
+    import sys
+
+    from clachan.cli.stream import quickly
+
+    quickly(sys.argv[1:])
     from clachan.cli.app import run
 
     run()

@@ -1,15 +1,14 @@
 """The root of the command: its groups in the order of the help, and how errors become one line and a status."""
 
 import importlib
-import os
 import sys
 from typing import Annotated, NoReturn
 
 import typer
 
 import clachan
-from clachan.cli import accounts, instances, login, nodes, records, request, software, supply
-from clachan.cli.errors import FAILED, INTERRUPTED, CommandError
+from clachan.cli import accounts, image, instances, login, nodes, records, request, software, supply
+from clachan.cli.errors import FAILED, INTERRUPTED, explain, leave, say
 from clachan.cli.extras import agent, controller, lake
 
 app = typer.Typer(
@@ -53,6 +52,7 @@ app.command("login", rich_help_panel="Controller")(login.login)
 app.command("request", rich_help_panel="Instances")(request.request)
 app.add_typer(instances.app, name="instance", rich_help_panel="Instances")
 app.add_typer(software.app, name="software", rich_help_panel="Instances")
+app.add_typer(image.app, name="image", rich_help_panel="Instances")
 app.command("supply", rich_help_panel="Instances")(supply.supply)
 app.add_typer(nodes.app, name="node", rich_help_panel="Machines")
 app.command("inventory", rich_help_panel="Machines")(records.inventory)
@@ -76,50 +76,11 @@ def run(arguments: list[str] | None = None) -> NoReturn:
         typer.main.get_command(app).main(arguments, prog_name="clachan")
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            _say("interrupted")
-        _leave(end.code if isinstance(end.code, int) else FAILED)
-    except CommandError as error:
-        _say(str(error))
-        _leave(error.status)
+            say("interrupted")
+        leave(end.code if isinstance(end.code, int) else FAILED)
     except Exception as error:
-        if not _explain(error):
+        status = explain(error)
+        if status is None:
             raise
-        _leave(FAILED)
-    _leave(0)
-
-
-def _explain(error: Exception) -> bool:
-    """Say a client's error; False when it is not one."""
-    if isinstance(error, OSError):
-        _say(f"{error.filename or 'system'}: {error.strerror or error}")
-        return True
-    # imported only now: when the client was never loaded, the error is not the client's
-    from clachan.client import ApiError, ClientError
-
-    if not isinstance(error, ClientError):
-        return False
-    _say(str(error))
-    if isinstance(error, ApiError):
-        from clachan.cli.output import clean
-
-        if error.field and "." in error.field and error.field.rpartition(".")[2] not in error.message:
-            print(f"  at: {clean(error.field)}", file=sys.stderr)
-        if error.hint:
-            print(f"  hint: {clean(error.hint)}", file=sys.stderr)
-    return True
-
-
-def _say(message: str) -> None:
-    from clachan.cli.output import clean
-
-    print(f"clachan: {clean(message)}", file=sys.stderr)
-
-
-def _leave(status: int) -> NoReturn:
-    """Flush, and when nobody reads any more, end without Python's own complaint about it."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = status or FAILED
-    sys.exit(status)
+        leave(status)
+    leave(0)

@@ -40,6 +40,10 @@ def complete_instance(incomplete: str) -> list[str]:
     return _complete(incomplete, lambda client: (each.path for each in client.instances()))
 
 
+def complete_image(incomplete: str) -> list[str]:
+    return _complete(incomplete, lambda client: (each.name for each in client.images()))
+
+
 def complete_node(incomplete: str) -> list[str]:
     return _complete(incomplete, lambda client: (each.name for each in client.nodes()))
 

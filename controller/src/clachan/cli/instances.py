@@ -1,5 +1,6 @@
 """`clachan instance`: what was requested, how it is, what it says."""
 
+import json
 import sys
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from clachan.cli.connection import complete_software, connect
 from clachan.cli.options import InstancePath, Json, OfTenant, Timeout, Wait, check_fqcn
 from clachan.cli.output import clean, details, print_json, print_json_list, table
 
-app = typer.Typer(no_args_is_help=True, help="Instances: list, look at, wait for, delete.")
+app = typer.Typer(no_args_is_help=True, help="Instances: list, look at, wait for, connect to, delete.")
 
 
 @app.command("list")
@@ -119,6 +120,28 @@ def logs(
         if len(found) > 1:
             print(f"==> {clean(name)} <==")
         print(clean(text, lines=True) if terminal else text, end="" if text.endswith("\n") else "\n")
+
+
+@app.command("connect")
+def connect_port(
+    path: InstancePath,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Default: 22 of a VM, else the first port of its slot.")
+    ] = None,
+) -> None:
+    """Connect standard input and output to a port of an instance, as SSH's ProxyCommand."""
+    from clachan.cli import stream
+
+    raise typer.Exit(stream.carry(path, port))
+
+
+@app.command()
+def host_key(path: InstancePath, as_json: Json = False) -> None:
+    """Print the SSH host key of a VM as a line of known_hosts, as SSH's KnownHostsCommand."""
+    from clachan.cli import stream
+
+    shown = stream.instance(path)
+    print(json.dumps(shown, indent=2) if as_json else stream.known_host(path, shown))
 
 
 @app.command()

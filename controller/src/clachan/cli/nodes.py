@@ -56,6 +56,7 @@ def show(node: NodeName, as_json: Json = False) -> None:
             ("state", f"{view.state}, {'online' if view.online else 'offline'}"),
             ("seen", view.seen),
             ("owner", view.owner),
+            ("vm", view.vm),
             ("labels", labels_text(view.labels)),
             ("slots", f"{view.slots_used} of {view.slots} used"),
             ("isolation", isolation.get(view.mode or "")),

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -57,16 +57,26 @@ def _acquire(descriptor: int, home: Path) -> None:
         time.sleep(0.2)
 
 
-def run(home: Path, playbook: str, *arguments: str, inventory: str | None = None) -> int:
+def run(
+    home: Path,
+    playbook: str,
+    *arguments: str,
+    inventory: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    quiet: bool = False,
+) -> int:
     """Run clachan.platform.PLAYBOOK, its output on ours; answers its exit status. Ctrl-C ends both.
 
-    `arguments`: further ones for ansible-playbook; `inventory`: instead of the platform's own.
+    `arguments`: further ones for ansible-playbook; `inventory`: instead of the platform's own; `environment`: further
+    variables, by which a playbook gets texts that are no templates; `quiet`: its output on standard error.
     """
     program = _program(home)
     with _scratch(home) as scratch:
         command = [program, "-i", inventory or _inventory(), f"clachan.platform.{playbook}", *arguments]
         # close_fds: the lock's descriptor must pass on to Ansible, and ends there
-        process = subprocess.Popen(command, env=_environment(home, scratch), stdin=subprocess.DEVNULL, close_fds=False)
+        variables = _environment(home, scratch) | dict(environment or {})
+        output = sys.stderr if quiet else None
+        process = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, stdout=output, close_fds=False)
         try:
             return process.wait()
         except KeyboardInterrupt:

@@ -7,9 +7,13 @@
 A list is an iterator that fetches its pages as it goes. A document that can be waited for comes as a `Versioned`,
 whose etag goes into the next call. Every error is a `ClientError`: `ApiError` when the controller refused (its
 code, message, field, hint), `UnreachableError`, `UntrustedError`, `BadAnswerError`, `NoCredentialsError`.
+
+`Client` and what it needs are imported at their first use: a stream (`clachan.client.streams`) does without.
 """
 
-from clachan.client.client import Client, Requested
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from clachan.client.errors import (
     ApiError,
     BadAnswerError,
@@ -19,8 +23,26 @@ from clachan.client.errors import (
     UntrustedError,
 )
 from clachan.client.home import home
-from clachan.client.node import fetch_ca, trusted_ca
-from clachan.client.transport import Versioned
+
+if TYPE_CHECKING:
+    from clachan.client.client import Client, Requested
+    from clachan.client.node import fetch_ca, trusted_ca
+    from clachan.client.transport import Versioned
+
+_PLACES = {
+    "Client": "client",
+    "Requested": "client",
+    "Versioned": "transport",
+    "fetch_ca": "node",
+    "trusted_ca": "node",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+
 
 __all__ = [
     "ApiError",

@@ -1,4 +1,4 @@
-"""`Client`: the users' routes, over the nodes' routes, over the transport."""
+"""`Client`: the users' routes, over the routes of nodes and of images, over the transport."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from clachan.client.home import load_credentials
+from clachan.client.images import ImageRoutes
 from clachan.client.node import NodeRoutes, WrappedInventory
 from clachan.client.transport import API, Versioned
 from clachan.contract.api import (
@@ -50,7 +51,7 @@ class Requested:
     made: bool
 
 
-class Client(NodeRoutes):
+class Client(NodeRoutes, ImageRoutes):
     """One controller, as a user, an instance (both by token) or a node (by certificate)."""
 
     @classmethod

@@ -23,7 +23,7 @@ class BadAnswerError(ClientError):
 
 class ApiError(ClientError):
     """The controller refused. `code` is one of invalid, unauthenticated, forbidden, not_found, conflict, too_large,
-    unavailable, timeout; `field` names the part of the request at fault; `status` is the HTTP status."""
+    unavailable, timeout, full; `field` names the part of the request at fault; `status` is the HTTP status."""
 
     def __init__(self, code: str, message: str, field: str | None, hint: str | None, status: int) -> None:
         super().__init__(message)

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
-
 from clachan.client.errors import NoCredentialsError
-from clachan.contract import Document
 
 CREDENTIALS = "credentials.json"
+_FIELDS = frozenset({"url", "token", "ca_file"})
 
 
 def home() -> Path:
@@ -69,27 +67,24 @@ def load_credentials(directory: Path | None = None) -> Credentials:
     return Credentials(url or stored.url, token or stored.token, Path(ca_file) if ca_file else stored.ca_file)
 
 
-class _File(Document):
-    """The content of credentials.json; `ca_file` is relative to its directory."""
-
-    url: str
-    token: str | None = None
-    ca_file: str | None = None
-
-
 def _stored(path: Path) -> Credentials | None:
+    """The file's content: an object with the texts `url`, and perhaps `token` and `ca_file` (relative to the file)."""
     try:
-        found = _File.from_json(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise NoCredentialsError(
             f"credentials {path}: {error.strerror}, expected a file that this user can read"
         ) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        at = ".".join(str(part) for part in first["loc"])
-        reason = f"{at} {first['msg']}".strip()
-        # the error itself quotes the file, so it is not chained
-        raise NoCredentialsError(f"credentials {path}: {reason}, expected JSON with url, token and ca_file") from None
-    return Credentials(found.url, found.token, path.parent / found.ca_file if found.ca_file else None)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("url"), str) or not _well_formed(found):
+        # what was found is not quoted: it may hold a token
+        raise NoCredentialsError(f"credentials {path}: damaged, expected JSON with url, token and ca_file")
+    token, ca_file = found.get("token"), found.get("ca_file")
+    return Credentials(found["url"], token, path.parent / ca_file if ca_file else None)
+
+
+def _well_formed(found: dict[str, object]) -> bool:
+    return found.keys() <= _FIELDS and all(isinstance(value, str | None) for value in found.values())

@@ -13,7 +13,16 @@ from pydantic import Field
 from clachan.client.errors import BadAnswerError, ClientError, UnreachableError, UntrustedError
 from clachan.client.transport import API, CONNECT_SECONDS, Transport, Versioned
 from clachan.contract import Document
-from clachan.contract.api import Answer, CertificateRequest, Joined, JoinRequest, Question, Questions
+from clachan.contract.api import (
+    Answer,
+    CertificateRequest,
+    Joined,
+    JoinRequest,
+    Question,
+    Questions,
+    VmToken,
+    VmTokenDeclaration,
+)
 from clachan.contract.facts import Batch, Verdicts
 from clachan.contract.inventory import WRAPPER, Inventory
 
@@ -45,6 +54,11 @@ class NodeRoutes(Transport):
 
     def renew(self, csr: str) -> Joined:
         return self._post(f"{API}/nodes/self/certificate", CertificateRequest(csr=csr), Joined, idempotent=True)
+
+    def vm_token(self, wanted: VmTokenDeclaration, dry_run: bool = False) -> VmToken:
+        """The token of a VM that this node hosts; a former one is worthless then."""
+        query = {"dry_run": "true" if dry_run else None}
+        return self._parsed(self._call("POST", f"{API}/nodes/self/join-tokens", body=wanted, query=query), VmToken)
 
     def questions(self, wait: int = 0) -> list[Question]:
         """What users ask of this node; empty when nothing came in `wait` seconds."""

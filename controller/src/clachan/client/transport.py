@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -150,7 +150,7 @@ class Transport:
         *,
         query: Query | None = None,
         headers: Mapping[str, str] | None = None,
-        data: bytes | IO[bytes] | None = None,
+        data: Any = None,
         answer_seconds: float,
         stream: bool = False,
     ) -> requests.Response:

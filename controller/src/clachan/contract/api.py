@@ -10,6 +10,7 @@ from clachan.contract.names import Fqcn, Name, Path, Sha256
 
 Text = Annotated[str, StringConstraints(max_length=4000)]
 Role = Literal["admin", "operator", "member"]
+Port = Annotated[int, Field(ge=1, le=65535)]
 T = TypeVar("T")
 
 
@@ -187,6 +188,27 @@ class JoinTokenView(Document):
     """`<32 hex of the CA's sha256 fingerprint>.<random>`: the joining machine trusts only that CA."""
 
 
+class VmTokenDeclaration(Document):
+    """`POST /nodes/self/join-tokens`: the hosting node asks for the vm instance that is placed on it.
+
+    Asked again for a generation that has not joined, it is a fresh token, and the former ones are worthless. Another
+    generation ends the identity of the former one at once.
+    """
+
+    instance: Path
+    generation: Annotated[str, Field(pattern=r"^[0-9A-Za-z._-]{1,64}$")]
+    """Of the system disk: another one when the VM is built anew."""
+
+
+class VmToken(Document):
+    node: Name
+    """`vm_` and the first 12 hex digits of the instance's id."""
+    joined: bool
+    """This generation has joined: there is no token."""
+    token: str | None = None
+    expires: str | None = None
+
+
 class JoinRequest(Document):
     token: str
     node: Name
@@ -210,6 +232,8 @@ class NodeView(Document):
     id: str
     name: Name
     owner: Name | None
+    vm: Path | None
+    """The vm instance that the node is."""
     state: Literal["joining", "active", "drained", "revoked"]
     labels: dict[Name, str]
     addresses: NodeAddresses
@@ -257,6 +281,8 @@ class UsageView(Document):
     window_start: str
     window_end: str
     quantity: int
+    billable: bool
+    """False when the tenant's own node counted it: then it is for charts only."""
 
 
 class EventView(Document):
@@ -288,7 +314,7 @@ class Revealed(Document):
     variables: dict[str, dict[str, JsonValue]]
 
 
-class Question(Document):
+class LogsQuestion(Document):
     """Something a user asks of a node; the node fetches it over its own outgoing connection."""
 
     id: str
@@ -296,6 +322,20 @@ class Question(Document):
     instance: str
     service: Name | None = None
     lines: Annotated[int, Field(ge=1, le=10000)] = 100
+
+
+class ConnectQuestion(Document):
+    """A user wants a stream: the node connects and takes it up by this id, or answers with an error."""
+
+    id: str
+    kind: Literal["connect"]
+    instance: str
+    port: Port
+    any_port: bool
+    """The port need not be one of the slot's: its address belongs to the instance alone."""
+
+
+Question = Annotated[LogsQuestion | ConnectQuestion, Field(discriminator="kind")]
 
 
 class Questions(Document):
@@ -311,6 +351,21 @@ class Answer(Document):
 
 class LogsView(Document):
     logs: dict[str, str]
+
+
+class StreamDeclaration(Document):
+    """`POST /instances/{path}/streams`: a connection to a port of the instance."""
+
+    port: Port | None = None
+    """Default: 22 of a VM, else the slot's first."""
+
+
+class StreamView(Document):
+    """GET on `streams/{id}` takes the instance's bytes and POST brings it bytes: each once, at the same time, on a
+    connection of its own."""
+
+    id: str
+    port: Port
 
 
 class Health(Document):

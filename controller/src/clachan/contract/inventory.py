@@ -24,9 +24,9 @@ failing: converged before, a promise fails now; failed: the last run or its prom
 
 class NodeAddresses(Document):
     ipv4: str
-    """The /20 of the node's slots."""
+    """The /20 of the node's slots; of a VM its one address, which its slots share."""
     ipv6: str
-    """The /64 of the node's slots."""
+    """The /64 of the node's slots; of a VM its one address."""
     reach: str | None = None
     """Where an operator's SSH reaches the node; set by an operator, never reported by the node."""
 
@@ -39,6 +39,8 @@ class NodeVariables(Document):
     labels: dict[Name, str]
     addresses: NodeAddresses
     owner: Name | None
+    vm: Path | None = None
+    """The vm instance that the node is."""
     state: Literal["joining", "active", "drained", "revoked"]
 
 
@@ -120,6 +122,6 @@ class Inventory(Document):
     """Host name -> host variables (`clachan_node` or `clachan_instance` and parameters)."""
     groupings: dict[str, list[str]]
     """Group name -> host names: nodes, instances, software_*, tenant_*, cluster_*_*, label_*_*, node_* (its
-    instances)."""
+    instances), members_*_* (the nodes that are VMs of a cluster)."""
     software: dict[Sha256, SoftwareArtifact]
     supplies: list[SupplyLine]

@@ -9,6 +9,8 @@ NAME = r"[a-z][a-z0-9_]{0,30}"
 PATH = rf"{NAME}(\.{NAME}){{1,7}}"
 FQCN = r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*"
 RESERVED_TYPES = frozenset({"supply", "absent"})
+CONTROLLER = "controller.clachan.internal"
+"""The controller as VMs know it: its certificate always has this name, whatever else it is called."""
 RESERVED_TENANTS = frozenset({"self", "all", "ungrouped", "localhost"})
 
 

@@ -1,6 +1,6 @@
 """What a software role says of itself: `meta/clachan.yml`, beside `meta/argument_specs.yml` (its parameters)."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,13 @@ class Capacity(Document):
     memory_mib: Annotated[int, Field(ge=0)] = 64
     cpu_milli: Annotated[int, Field(ge=0)] = 50
     tasks: Annotated[int, Field(ge=1)] = 64
+
+
+class CapacityFrom(Document):
+    """A part of the capacity that a parameter says: the value of an int option, times `factor`."""
+
+    option: str
+    factor: Annotated[int, Field(ge=1)] = 1
 
 
 class PublishedKey(Document):
@@ -37,6 +44,8 @@ class SoftwareMeta(Document):
     title: str
     summary: str = ""
     capacity: Capacity = Capacity()
+    capacity_from: dict[Literal["memory_mib", "cpu_milli"], CapacityFrom] = {}
+    """Instead of the same part of `capacity`."""
     published: dict[Name, PublishedKey] = {}
     options: dict[str, Option] = {}
     generate: list[str] = []
@@ -45,6 +54,8 @@ class SoftwareMeta(Document):
     shared: bool = False
     needs_root: bool = False
     exclusive: bool = False
+    makes_node: bool = False
+    """An instance is a machine that joins as a node of its tenant; with `needs_root`."""
 
 
 class SoftwareView(Document):

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from clachan.contract import Document
+from clachan.contract.names import CONTROLLER
 
 Seconds = Annotated[int, Field(ge=1)]
 
@@ -32,6 +33,9 @@ class Settings(Document):
     wait_seconds: Seconds = Field(default=60, description="Longest wait of a long poll.")
     online_seconds: Seconds = Field(default=90, description="A node not heard of for so long is shown offline.")
     answer_seconds: Seconds = Field(default=10, description="How long a node may take to answer a question (logs).")
+    stream_idle_seconds: Seconds = Field(
+        default=7200, description="A stream (instance connect) that moves no byte for so long is ended."
+    )
     event_days: Annotated[int, Field(ge=1)] = Field(default=90, description="How long events are kept.")
     fact_days: Annotated[int, Field(ge=1)] = Field(
         default=400, description="How long the ids of facts other than usage are kept, to know a repeat."
@@ -40,9 +44,18 @@ class Settings(Document):
     batch_kib: Annotated[int, Field(ge=1)] = Field(default=32768, description="Largest batch of facts.")
     artifact_kib: Annotated[int, Field(ge=1)] = Field(default=262144, description="Largest collection artifact.")
     unpacked_kib: Annotated[int, Field(ge=1)] = Field(default=1048576, description="Largest content of an artifact.")
+    image_gib: Annotated[int, Field(ge=1)] = Field(default=64, description="Largest image, as file and as disk.")
+    free_mib: Annotated[int, Field(ge=0)] = Field(
+        default=512, description="Free space that uploaded images must leave on the controller's disk."
+    )
     log_level: str = Field(
         default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged."
     )
+
+    @property
+    def server_names(self) -> list[str]:
+        """What the server certificate is for; VMs have a name of their own for it."""
+        return list(dict.fromkeys([*self.names, CONTROLLER]))
 
 
 class SettingsError(ValueError):

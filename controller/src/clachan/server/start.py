@@ -5,6 +5,7 @@ import fcntl
 import gc
 import json
 import logging
+import resource
 import secrets
 import sys
 import time
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 HOME_NAME = "home"
+OPEN_FILES = 65536
 OPERATOR = "operator"
 
 
@@ -42,7 +44,7 @@ def prepare(home: Path) -> Controller:
         log.info("database migrated to=%s", migrate.HEAD)
     with controller.database.write() as session:
         new_platform(session, secrets.token_bytes)
-    controller.authority.server_certificate(settings.names, settings.server_certificate_days)
+    controller.authority.server_certificate(settings.server_names, settings.server_certificate_days)
     return controller
 
 
@@ -107,12 +109,19 @@ def serve(home: Path) -> None:
     controller = prepare(home)
     try:
         with _alone(controller.folder):
+            _open_files()
             server = build(controller)
             gc.freeze()
             gc.enable()
             server.run()
     finally:
         controller.close()
+
+
+def _open_files() -> None:
+    """As many as we may and need: two connections wait for each node, four are open for each stream."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(most, OPEN_FILES)), most))
 
 
 @contextlib.contextmanager
@@ -139,7 +148,7 @@ def build(controller: Controller) -> "Server":
     context = ca.server_context(folder / "server.crt", folder / "server.key", folder / "ca.crt")
 
     def renew() -> None:
-        files = controller.authority.server_certificate(settings.names, settings.server_certificate_days)
+        files = controller.authority.server_certificate(settings.server_names, settings.server_certificate_days)
         # connections that are made from now on get it
         context.load_cert_chain(*files)
 
@@ -158,7 +167,7 @@ def build(controller: Controller) -> "Server":
         timeout_graceful_shutdown=10,
         ssl_context_factory=lambda _config, _default: context,
     )
-    return Server(config, controller.hub, renew)
+    return Server(config, controller.end_waits, renew)
 
 
 class LineFormatter(logging.Formatter):

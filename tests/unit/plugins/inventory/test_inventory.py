@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 
 import pytest
@@ -98,6 +99,50 @@ def test_other_machines_are_reached_where_an_operator_said(load, reach, host):
         variables = data.hosts[name].get_vars()
         assert (variables["ansible_connection"], variables["ansible_host"]) == ("ssh", host)
         assert "ansible_python_interpreter" not in variables
+
+
+def options_of(variables):
+    words = shlex.split(variables["ansible_ssh_common_args"])
+    assert words[::2] == ["-o"] * (len(words) // 2)
+    return dict(word.partition("=")[::2] for word in words[1::2])
+
+
+def test_a_vm_is_reached_through_its_nodes_connection(load, monkeypatch):
+    for name in ("CLACHAN_HOME", "CLACHAN_URL", "CLACHAN_CA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "executable", "/opt/a b/100%/python")
+    monkeypatch.setattr("os.access", lambda path, mode: path == "/opt/a b/100%/clachan")
+    node = dict(NODE, name="vm_1", id="n2", vm="lab.hadoop.m1")
+    records = {"vm_1": {"clachan_node": node}, "home.one": instance(node="vm_1")}
+    data, warnings = load(document(records), home="", url="https://c:1")
+    assert warnings == []
+    for name in records:
+        variables = data.hosts[name].get_vars()
+        assert (variables["ansible_connection"], variables["ansible_host"]) == ("ssh", "lab.hadoop.m1")
+        words = "/usr/bin/env CLACHAN_URL=https://c:1 '/opt/a b/100%%/clachan' instance"
+        assert options_of(variables) == {
+            "ProxyCommand": words + " connect lab.hadoop.m1",
+            "KnownHostsCommand": words + " host-key lab.hadoop.m1",
+            "HostKeyAlias": "lab.hadoop.m1",
+            "StrictHostKeyChecking": "yes",
+            "UserKnownHostsFile": "/dev/null",
+            "GlobalKnownHostsFile": "/dev/null",
+        }
+
+
+def test_a_vm_with_an_address_of_its_own_is_reached_there(load):
+    node = dict(NODE, name="vm_1", id="n2", vm="lab.hadoop.m1", addresses={"reach": "10.0.0.1"})
+    data, _warnings = load(document({"vm_1": {"clachan_node": node}}))
+    variables = data.hosts["vm_1"].get_vars()
+    assert (variables["ansible_host"], "ansible_ssh_common_args" in variables) == ("10.0.0.1", False)
+
+
+@pytest.mark.parametrize("path", ["lab", "lab.x;touch canary", "-oProxyCommand=x", "lab.x\n", "{{ 1 }}", 5, ""])
+def test_a_vm_of_another_form_is_left_out(load, path):
+    node = dict(NODE, name="vm_1", id="n2", vm=path)
+    data, warnings = load(document({"vm_1": {"clachan_node": node}, "home.one": instance(node="vm_1")}))
+    assert list(data.hosts) == []
+    assert warnings == ["inventory leaves out a host: vm %r: expected the path of an instance" % path] * 2
 
 
 def test_a_node_with_this_machines_name_but_another_id_is_not_here(load):

@@ -20,6 +20,13 @@ from clachan.server.services.principals import Principal, token_hash
 from clachan.server.services.refusals import Forbidden, Invalid, TooLarge, Unauthenticated
 
 log = logging.getLogger(__name__)
+OWN_LIMIT = {
+    ("POST", f"{API}/software"),
+    ("PUT", f"{API}/images/{{sha256}}/disk"),
+    ("POST", f"{API}/instances/{{path}}/streams/{{identifier}}"),
+    ("POST", f"{API}/nodes/self/streams/{{identifier}}"),
+}
+"""Views that stream their body and bound it themselves."""
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -62,7 +69,7 @@ class AdmittedRoute(APIRoute):
         handler = super().get_route_handler()
         (method,) = self.methods or set()
         access = MATRIX[method, self.path]
-        own_limit = self.path == f"{API}/software" and method == "POST"
+        own_limit = (method, self.path) in OWN_LIMIT
         batch = self.path == f"{API}/nodes/self/reports"
 
         async def admitted(request: Request) -> Response:

@@ -26,6 +26,7 @@ STATUS = {
     "too_large": 413,
     "unavailable": 503,
     "timeout": 504,
+    "full": 507,
 }
 CODES = {status: code for code, status in STATUS.items()} | {400: "invalid", 405: "invalid"}
 

@@ -10,15 +10,25 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from clachan.server.api import answers, identity, instances, nodes, own, records, software
+from clachan.server.api import answers, identity, images, instances, nodes, own, records, software, streams
 from clachan.server.api.permissions import API
-from clachan.server.services import upkeep
+from clachan.server.services import standings, upkeep
 from clachan.server.services.controller import Controller
 from clachan.server.services.health import VERSION
 from clachan.server.services.refusals import Refusal
 
 log = logging.getLogger(__name__)
-ROUTERS = (own.router, instances.router, identity.root, identity.router, nodes.router, software.router, records.router)
+ROUTERS = (
+    own.router,
+    instances.router,
+    identity.root,
+    identity.router,
+    nodes.router,
+    software.router,
+    images.router,
+    streams.router,
+    records.router,
+)
 SIGHTINGS_SECONDS = 15
 PRUNE_SECONDS = 3600
 
@@ -56,13 +66,15 @@ def create_app(controller: Controller) -> FastAPI:
 
 
 async def _upkeep(controller: Controller) -> None:
-    """Now and then, in a thread; a failure is logged and tried again."""
+    """Now and then; a failure is logged and tried again."""
     rounds = 0
     while True:
         try:
             if rounds % (PRUNE_SECONDS // SIGHTINGS_SECONDS) == 0:
                 await run_in_threadpool(upkeep.prune, controller)
             await run_in_threadpool(upkeep.write_sightings, controller)
+            await run_in_threadpool(standings.watch_vms, controller)
+            await streams.end_disallowed(controller)
         except Exception:
             log.exception("upkeep failed")
         rounds += 1

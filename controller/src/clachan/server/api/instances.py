@@ -5,12 +5,13 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from clachan.contract.api import Declaration, InstanceView, LogsView, Page, RevisionView
+from clachan.contract.api import Declaration, InstanceView, LogsQuestion, LogsView, Page, RevisionView
 from clachan.contract.inventory import ObservedState
 from clachan.server.api.admission import Caller, Here, authenticate, new_router
 from clachan.server.api.answers import Patience, document
 from clachan.server.api.identity import Paged
 from clachan.server.services import instances
+from clachan.server.services.questions import new_id
 from clachan.server.services.refusals import Unavailable
 
 router = new_router()
@@ -77,7 +78,8 @@ async def logs(
 ) -> Response:
     """The last lines of the services' logs, asked of the node; 504 when it does not answer."""
     identifier, node_id = await run_in_threadpool(instances.located, here, caller, path)
-    answer = await here.questions.ask(node_id, identifier, service, lines, here.settings.answer_seconds)
+    question = LogsQuestion(id=new_id(), kind="logs", instance=identifier, service=service, lines=lines)
+    answer = await here.questions.ask(node_id, question, here.settings.answer_seconds)
     if answer.error is not None:
         raise Unavailable(f"logs of {path}: {answer.error}")
     return document(request, LogsView(logs=answer.logs))

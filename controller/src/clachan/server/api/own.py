@@ -3,7 +3,7 @@
 from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from clachan.contract.api import Answer, CertificateRequest, Joined, Questions
+from clachan.contract.api import Answer, CertificateRequest, Joined, Questions, VmToken, VmTokenDeclaration
 from clachan.contract.facts import Batch, Verdicts
 from clachan.contract.inventory import Inventory
 from clachan.server.api.admission import Caller, Here, authenticate, new_router
@@ -38,6 +38,11 @@ def report(request: Request, here: Here, caller: Caller, body: Batch) -> Respons
 @router.post("/nodes/self/certificate", response_model=Joined)
 def renew(request: Request, here: Here, caller: Caller, body: CertificateRequest) -> Response:
     return document(request, joining.renew(here, caller, body.csr))
+
+
+@router.post("/nodes/self/join-tokens", response_model=VmToken)
+def vm_token(request: Request, here: Here, caller: Caller, body: VmTokenDeclaration, dry_run: bool = False) -> Response:
+    return document(request, joining.create_vm_token(here, caller, body, dry_run))
 
 
 @router.get("/nodes/self/questions", response_model=Questions)

@@ -99,6 +99,9 @@ class JoinToken(Base):
     hash: Mapped[str] = mapped_column(String(64), unique=True)
     node: Mapped[str] = mapped_column(Short)
     owner_id: Mapped[int | None] = _cascade("tenant.id", index=True)
+    vm_id: Mapped[str | None] = _cascade("instance.id", index=True)
+    generation: Mapped[str | None] = mapped_column(Short)
+    """Which build of that VM it is for."""
     labels: Mapped[dict[str, Any]]
     created: Mapped[str] = mapped_column(Moment)
     expires: Mapped[str] = mapped_column(Moment)
@@ -114,6 +117,10 @@ class Node(Base):
     number: Mapped[int] = mapped_column(unique=True)
     """Its place in the address plan (`decisions.addresses`)."""
     owner_id: Mapped[int | None] = mapped_column(ForeignKey("tenant.id"), index=True)
+    vm_id: Mapped[str | None] = mapped_column(ForeignKey("instance.id", use_alter=True), unique=True, index=True)
+    """The vm instance that it is."""
+    generation: Mapped[str | None] = mapped_column(Short)
+    """The build of the VM that joined; None while none has."""
     state: Mapped[NodeState] = mapped_column(Short)
     labels: Mapped[dict[str, Any]]
     reach: Mapped[str | None]
@@ -167,6 +174,18 @@ class Software(Base):
     meta: Mapped[dict[str, Any]]
     types: Mapped[dict[str, Any]]
     registered: Mapped[str] = mapped_column(Moment)
+
+
+class Image(Base):
+    """A bootable disk; its file is `images/SHA256` when it is ready, before that what has come of it is beside."""
+
+    __tablename__ = "image"
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(Short, index=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    manifest: Mapped[dict[str, Any]]
+    ready: Mapped[bool]
+    declared: Mapped[str] = mapped_column(Moment)
 
 
 class Supply(Base):
@@ -224,7 +243,7 @@ class Instance(Base):
     """fact kind -> [sequence, at] of the newest that was applied"""
     created: Mapped[str] = mapped_column(Moment)
     tenant: Mapped[Tenant] = relationship(lazy="joined", innerjoin=True)
-    node: Mapped[Node | None] = relationship(lazy="joined")
+    node: Mapped[Node | None] = relationship(lazy="joined", foreign_keys=[node_id])
     parent: Mapped["Instance | None"] = relationship(remote_side=[id])
     children: Mapped[list["Instance"]] = relationship(order_by=path, viewonly=True)
     revision: Mapped["Revision"] = relationship(
@@ -329,6 +348,8 @@ class Usage(Base):
     window_end: Mapped[str] = mapped_column(Moment)
     epoch: Mapped[str]
     quantity: Mapped[int] = mapped_column(BigInteger)
+    billable: Mapped[bool] = mapped_column(default=True)
+    """False when the tenant's own node counted it."""
 
 
 class Event(Base):

@@ -5,9 +5,13 @@ has a number (0 to 4094), unique in the platform. Its /20 is `(offset + number) 
 `number + 1` of the /48; the first of both stay the platform's own (127.0.0.1 is in it). Slot `i` has the address
 `base + 16 + i` in both, and 20 ports from `20000 + 20 * i`, so slots inside a VM, which share its address, still
 differ by port.
+
+A node that is a VM has no network of its own but the address of the slot that the VM has on its host. Its number says
+which: from 4095 on, `vm_number`. A VM is reached from other machines, so its address is of the private plan whatever
+the platform's is.
 """
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Literal
 
 from clachan.contract.inventory import Limits, NodeAddresses, Ports, Slot, SlotAddresses
@@ -31,6 +35,17 @@ class AddressError(ValueError):
     """A number that the plan has no place for."""
 
 
+def vm_number(host: int, index: int) -> int:
+    """The number of the node that the VM in slot `index` of the host with that number is; no other node has it.
+
+    Raises AddressError when the host is a VM itself, or beyond `SLOTS`.
+    """
+    if not 0 <= host < NODES:
+        raise AddressError(f"number of a VM's host: {host}, expected 0 to {NODES - 1}: a VM has no VMs")
+    _check_index(index)
+    return NODES + host * SLOTS + index
+
+
 def ula_prefix(random: bytes) -> str:
     """The platform's ULA /48 (RFC 4193) from 5 random bytes; raises AddressError for another length."""
     if len(random) != PREFIX_BYTES:
@@ -39,12 +54,16 @@ def ula_prefix(random: bytes) -> str:
 
 
 def node_addresses(prefix: str, plan: Plan, offset: int, number: int, reach: str | None = None) -> NodeAddresses:
-    """The /20 and the /64 of the node with this number; raises AddressError beyond `NODES`.
+    """The /20 and the /64 of the node with this number, or the one address of a VM; raises AddressError beyond.
 
     `offset`: the platform's own, any number >= 0, so that two platforms on one machine's loopback rarely meet.
     """
-    if not 0 <= number < NODES:
-        raise AddressError(f"node number: {number}, expected 0 to {NODES - 1}: a platform has at most {NODES} nodes")
+    if not 0 <= number < NODES + NODES * SLOTS:
+        raise AddressError(f"node number: {number}, expected one of {NODES} nodes or of their slots")
+    if number >= NODES:
+        host, slot_index = divmod(number - NODES, SLOTS)
+        own = slot_addresses(node_addresses(prefix, "private", offset, host), slot_index)
+        return NodeAddresses(ipv4=f"{own.ipv4}/32", ipv6=f"{own.ipv6}/128", reach=reach)
     index = (offset + number) % NODES + 1
     ipv4 = IPv4Network((_FIRST_IPV4[plan] + (index << _SLOTS_BITS), 32 - _SLOTS_BITS))
     ipv6 = IPv6Network((IPv6Network(prefix).network_address + ((number + 1) << _SUBNET_BITS), 128 - _SUBNET_BITS))
@@ -78,31 +97,21 @@ def slot_ports(index: int) -> Ports:
 def slot_addresses(node: NodeAddresses, index: int) -> SlotAddresses:
     """The addresses of slot `index` of the node that has these networks; raises AddressError beyond `SLOTS`."""
     _check_index(index)
-    ipv4: IPv4Address = IPv4Network(node.ipv4).network_address + FIRST_ADDRESS + index
-    ipv6: IPv6Address = IPv6Network(node.ipv6).network_address + FIRST_ADDRESS + index
+    networks = IPv4Network(node.ipv4), IPv6Network(node.ipv6)
+    place = FIRST_ADDRESS + index if networks[0].num_addresses > 1 else 0
+    ipv4, ipv6 = (network.network_address + place for network in networks)
     return SlotAddresses(ipv4=str(ipv4), ipv6=str(ipv6))
 
 
-def slot(
-    node: NodeAddresses,
-    index: int,
-    user: str,
-    slots_directory: str,
-    capacity: Capacity,
-    *,
-    shared: SlotAddresses | None = None,
-) -> Slot:
-    """The whole slot; raises AddressError beyond `SLOTS`.
-
-    `shared`: the address of the VM that the node is, instead of one for each slot.
-    """
+def slot(node: NodeAddresses, index: int, user: str, slots_directory: str, capacity: Capacity) -> Slot:
+    """The whole slot; raises AddressError beyond `SLOTS`."""
     name = slot_name(index)
     return Slot(
         name=name,
         index=index,
         user=user,
         directory=f"{slots_directory}/{name}",
-        addresses=shared or slot_addresses(node, index),
+        addresses=slot_addresses(node, index),
         ports=slot_ports(index),
         limits=Limits(memory_mib=capacity.memory_mib, tasks=capacity.tasks, cpu_milli=capacity.cpu_milli),
     )

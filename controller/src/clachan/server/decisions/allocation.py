@@ -25,6 +25,7 @@ class Demand:
     memory_mib: int
     cpu_milli: int
     needs_root: bool = False
+    makes_node: bool = False
     exclusive: bool = False
 
     @property
@@ -107,7 +108,8 @@ def _no_candidate(demand: Demand, _: Sequence[NodeSummary]) -> str:
 
 def _is_inside(demand: Demand, node: NodeSummary) -> bool:
     if demand.placement.inside is not None:
-        return node.vm == demand.placement.inside and node.owner == demand.tenant
+        joined = node.vm == demand.placement.inside and node.state != "joining"
+        return joined and node.owner == demand.tenant
     # a VM is its cluster's: what did not ask for it goes elsewhere
     return node.vm is None or node.name == demand.placement.node
 
@@ -152,10 +154,12 @@ def _not_known(_: Demand, nodes: Sequence[NodeSummary]) -> str:
 
 
 def _has_mode(demand: Demand, node: NodeSummary) -> bool:
-    return node.mode == "root" or not demand.needs_root
+    return (node.mode == "root" or not demand.needs_root) and not (demand.makes_node and node.vm)
 
 
 def _no_mode(demand: Demand, nodes: Sequence[NodeSummary]) -> str:
+    if demand.makes_node and (vms := [node for node in nodes if node.vm is not None]):
+        return f"{demand.software} makes a VM and {_names(vms)} is one: place it on a machine"
     return f"{demand.software} needs root and {_names(nodes)} runs without: join a node as root"
 
 

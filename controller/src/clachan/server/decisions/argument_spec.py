@@ -90,6 +90,7 @@ class _Role:
 
     def __init__(self, name: str, meta: SoftwareMeta) -> None:
         self._name = name
+        self._meta = meta
         self._limits = meta.options
         self._generate = frozenset(meta.generate)
 
@@ -218,6 +219,20 @@ class _Role:
             value = options.get(name, {"anyOf": [{}]})["anyOf"][0]
             if not options.get(name, {}).get("writeOnly") or value.get("type") != "string" or "enum" in value:
                 raise SpecError(f"meta/clachan.yml generate: {name}, expected an option of type str with no_log")
+        for part, source in self._meta.capacity_from.items():
+            if wrong := [entry for entry, schema in types.items() if not _counts(schema, source.option)]:
+                what = f"meta/clachan.yml capacity_from {part}: {source.option} of type {wrong[0]}"
+                raise SpecError(f"{what}, expected an int option with a minimum from 0 on, required or with a default")
+        if self._meta.makes_node and (not self._meta.needs_root or self._meta.shared):
+            raise SpecError("meta/clachan.yml makes_node: expected it with needs_root, and not shared")
+
+
+def _counts(schema: Schema, name: str) -> bool:
+    """Whether the option always is a number, and never less than 0."""
+    option = schema["properties"].get(name, {"anyOf": [{}]})
+    value = option["anyOf"][0]
+    known = name in schema["required"] or isinstance(option.get("default"), int)
+    return known and value.get("type") == "integer" and value.get("minimum", -1) >= 0 and "writeOnly" not in option
 
 
 def _conditions(where: str, spec: Mapping[str, Any], options: Mapping[str, Any]) -> list[Schema]:

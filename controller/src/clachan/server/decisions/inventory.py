@@ -19,7 +19,7 @@ from clachan.contract.inventory import FORMAT, SECRET, WRAPPER, NodeVariables, S
 from clachan.contract.names import parent_of, root_of, tenant_of
 
 _GROUP_NAMES = frozenset({"all", "ungrouped", "localhost", "self", "nodes", "instances", "unrevealed", WRAPPER})
-_GROUP_PREFIXES = ("software_", "tenant_", "cluster_", "label_", "node_")
+_GROUP_PREFIXES = ("software_", "tenant_", "cluster_", "members_", "label_", "node_")
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,10 @@ def instance_fragment(record: InstanceRecord, *, redacted: bool) -> Fragment:
 
 
 def node_fragment(node: NodeVariables) -> Fragment:
-    """The host of a node."""
+    """The host of a node; a VM is a member of the cluster that its instance is in."""
     groups = ("nodes", *(label_group(key, value) for key, value in sorted(node.labels.items())))
+    if node.vm is not None:
+        groups += (f"members_{_left(tenant_of(node.vm))}_{root_of(node.vm)}",)
     return _fragment(node.name, {"clachan_node": node.model_dump()}, groups)
 
 

@@ -23,6 +23,7 @@ _REPORTED: Mapping[WantedState, frozenset[ObservedState]] = {
 }
 """What a node may say of the current revision; `waiting` and `allocated` are the controller's words."""
 _CONVERGED: frozenset[ObservedState] = frozenset({"started", "stopped", "failing"})
+VM_JOINS = "waiting for the VM's agent to report"
 _CONTROLLERS: frozenset[ObservedState] = frozenset({"waiting", "allocated"})
 
 
@@ -150,6 +151,22 @@ def judge(
     put = standing if waits else _put(standing, fact.state, fact.message, at)
     after = replace(put, revision=revision, sequence=sequence, at=at)
     return Applied(after, drop=fact.state == "absent" and wanted.state == "absent" and not behind)
+
+
+def of_vm(standing: Standing, *, joined: bool, silent_since: str | None, now: datetime) -> Standing:
+    """A vm instance as it is shown: when its host calls it started, the agent inside must say so too, and go on.
+
+    `joined`: its agent has reported since it was built or started; `silent_since`: when it was last heard of, when that
+    is too long ago.
+    """
+    if standing.state != "started":
+        return standing
+    if not joined:
+        return _put(standing, "converging", VM_JOINS, now)
+    if silent_since is not None:
+        said = f"the VM's agent: last heard of at {silent_since}, expected a VM that runs and reaches the controller"
+        return _put(standing, "failing", said, now)
+    return standing
 
 
 def promises(

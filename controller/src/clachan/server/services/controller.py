@@ -29,7 +29,9 @@ from clachan.server.settings import Settings
 
 if TYPE_CHECKING:
     from clachan.server.db.models import Software
+    from clachan.server.services.images import Upload
     from clachan.server.services.slices import Slices
+    from clachan.server.services.streams import Streams
 
 
 @dataclass
@@ -91,6 +93,8 @@ class Controller:
         self.principals = Principals(self.database)
         self.sightings = Sightings()
         self.questions = Questions(self.hub)
+        self.uploads: dict[str, Upload] = {}
+        """Those that go on, by the sha256 of their disk."""
         self._schemas: dict[tuple[int, str], ParameterSchema] = {}
 
     @cached_property
@@ -105,9 +109,19 @@ class Controller:
             values = {row.key: row.value for row in session.query(Meta)}
         return Platform(values["platform"], values["prefix"], int(values["offset"]))
 
+    @cached_property
+    def streams(self) -> "Streams":
+        from clachan.server.services.streams import Streams
+
+        return Streams(self.settings.answer_seconds, self.settings.stream_idle_seconds)
+
     @property
     def artifacts(self) -> Path:
         return self.folder / "artifacts"
+
+    @property
+    def images(self) -> Path:
+        return self.folder / "images"
 
     def schema(self, software: "Software", type_: str) -> ParameterSchema:
         """The compiled schema of a type of a build; builds never change, so it is kept."""
@@ -136,6 +150,11 @@ class Controller:
         self.slices.mark(change.hosts, change.nodes)
         nodes = change.nodes | {node for node, _ in change.hosts}
         self.hub.announce(change.topics | {f"node:{node}" for node in nodes})
+
+    def end_waits(self) -> None:
+        """In the loop: nobody waits any more for what the server would still bring."""
+        self.hub.close()
+        self.streams.close()
 
     def close(self) -> None:
         self.database.close()

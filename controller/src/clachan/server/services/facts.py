@@ -36,10 +36,17 @@ def node_fact(report: Report, fact: NodeFact) -> None:
     node.mode, node.version, node.system, node.python = fact.mode, fact.version, fact.system, fact.python
     node.slots, node.slots_directory, node.users = fact.slots, fact.slots_directory, fact.users
     node.memory_mib, node.cpu_milli, node.disk_mib = fact.memory_mib, fact.cpu_milli, fact.disk_mib
+    vm = report.change.session.get(Instance, node.vm_id) if node.vm_id is not None else None
+    if vm is not None:
+        # a VM has what it was given, whatever it says
+        node.memory_mib, node.cpu_milli = min(fact.memory_mib, vm.memory_mib), min(fact.cpu_milli, vm.cpu_milli)
     node.platform_digest = fact.platform_digest
     if node.state == "joining":
         node.state = "active"
-        report.change.event("node_active", f"node {node.name} is active", node=node.name)
+        owner = node.owner.name if node.owner is not None else None
+        report.change.event("node_active", f"node {node.name} is active", tenant=owner, node=node.name)
+    if vm is not None:
+        standings.heard_of_vm(report.controller, report.change, vm.id)
     report.change.touch_node(node.id)
     report.change.capacity = True
 
@@ -61,21 +68,15 @@ def instance_fact(report: Report, fact: InstanceFact) -> None:
         return
     standings.mark_applied(instance, "instance", report.fact.sequence, report.at)
     instance.reported = answer.standing.state
-    standings.keep(report.change, instance, answer.standing)
-    if before.state != answer.standing.state:
-        _state_event(report, instance)
+    shown = standings.as_vm(report.controller, report.change, instance, answer.standing)
+    standings.keep(report.change, instance, shown)
+    if before.state != shown.state:
+        standings.state_event(report.change, instance)
     if fact.published is not None:
         publish(report, instance, dict(fact.published))
     if fact.revision != instance.number:
         # it runs what was wanted before; that its new revision waits stays what is shown
         standings.refresh(report.controller, report.change, [instance])
-
-
-def _state_event(report: Report, instance: Instance) -> None:
-    said = f": {instance.message}" if instance.message else ""
-    text = f"{instance.path} is {instance.observed}{said}"
-    tenant, node = instance.tenant.name, report.node.name
-    report.change.event("instance_state", text, tenant=tenant, node=node, path=instance.path)
 
 
 def publish(report: Report, instance: Instance, values: dict[str, str | int | float | bool]) -> None:
@@ -208,7 +209,7 @@ def usage_fact(report: Report, fact: UsageFact) -> None:
     if (wrong := usage.problem(report.fact.id, fact, reporter, metered, clock.parse(report.change.now))) is not None:
         raise Invalid(wrong)
     row = Usage(id=report.fact.id, node=node.name, instance=fact.instance, path=path, tenant=tenant, account=account)
-    row.meter, row.epoch, row.quantity = fact.meter, fact.epoch, fact.quantity
+    row.meter, row.epoch, row.quantity, row.billable = fact.meter, fact.epoch, fact.quantity, node.owner_id is None
     row.window_start, row.window_end = clock.normal(fact.window_start), clock.normal(fact.window_end)
     report.change.session.add(row)
 

@@ -33,7 +33,7 @@ class _Dry(Exception):  # noqa: N818 - not an error: it undoes the transaction o
 
 def put(controller: Controller, principal: Principal, path: str, declaration: Declaration, dry: bool) -> Requested:
     """Declare a root instance; `dry`: only say what would be. State absent is a wish to remove what is there."""
-    _check_seen(principal, path)
+    check_seen(principal, path)
     try:
         with controller.change() as change:
             _check_root(path)
@@ -69,7 +69,7 @@ def _remove(controller: Controller, change: Change, instance: Instance, author: 
 
 def find(session: Session, principal: Principal, path: str) -> Instance:
     """The instance; what the caller may not see is not there."""
-    _check_seen(principal, path)
+    check_seen(principal, path)
     instance = session.scalar(select(Instance).where(Instance.path == path))
     if instance is None or (principal.kind == "instance" and instance.id != principal.id):
         raise NotFound(f"instance {path}: unknown, expected one that exists", "path")
@@ -197,7 +197,7 @@ def _view(
     return InstanceView.model_validate(content)
 
 
-def _check_seen(principal: Principal, path: str) -> None:
+def check_seen(principal: Principal, path: str) -> None:
     if not principal.sees(tenant_of(path)):
         raise NotFound(f"instance {path}: unknown, expected one that exists", "path")
 

@@ -5,21 +5,30 @@ import secrets
 import uuid
 from datetime import UTC, datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from clachan.contract.api import Joined, JoinRequest, JoinTokenDeclaration, JoinTokenView, Page
+from clachan.contract.api import (
+    Joined,
+    JoinRequest,
+    JoinTokenDeclaration,
+    JoinTokenView,
+    Page,
+    VmToken,
+    VmTokenDeclaration,
+)
 from clachan.server import ca, clock
 from clachan.server.db.models import Certificate, Instance, JoinToken, Node, Supply, Tenant
 from clachan.server.decisions import addresses
 from clachan.server.decisions.inventory import host_name_problem
-from clachan.server.services import removal
+from clachan.server.services import removal, standings
 from clachan.server.services.controller import Change, Controller
 from clachan.server.services.pages import Wanted
 from clachan.server.services.principals import Principal, token_hash
 from clachan.server.services.refusals import Conflict, Forbidden, Invalid, NotFound, Unauthenticated
 
 FINGERPRINT_CHARS = 32
+VM_TOKEN_SECONDS = 3600
 
 
 def list_join_tokens(controller: Controller, wanted: Wanted) -> Page[JoinTokenView]:
@@ -32,20 +41,72 @@ def create_join_token(controller: Controller, declaration: JoinTokenDeclaration)
     problem = host_name_problem(declaration.node)
     if problem is not None:
         raise Invalid(problem, "node")
-    text = f"{controller.authority.fingerprint[:FINGERPRINT_CHARS]}.{secrets.token_urlsafe(32)}"
     with controller.change() as change:
-        row = JoinToken(
-            id=str(uuid.uuid4()),
-            hash=token_hash(text),
-            node=declaration.node,
-            owner=_owner(change.session, declaration),
-            labels=dict(declaration.labels),
-            created=change.now,
-            expires=clock.after(declaration.seconds),
-        )
-        change.session.add(row)
+        row, text = _new_token(controller, change, declaration.node, declaration.seconds)
+        row.owner, row.labels = _owner(change.session, declaration), dict(declaration.labels)
         change.event("join_token_made", f"join token for node {row.node}", node=row.node)
         return join_token_view(row).model_copy(update={"token": text})
+
+
+def _new_token(controller: Controller, change: Change, node: str, seconds: int) -> tuple[JoinToken, str]:
+    text = f"{controller.authority.fingerprint[:FINGERPRINT_CHARS]}.{secrets.token_urlsafe(32)}"
+    row = JoinToken(id=str(uuid.uuid4()), hash=token_hash(text), node=node, labels={}, created=change.now)
+    row.expires = clock.after(seconds)
+    change.session.add(row)
+    return row, text
+
+
+def create_vm_token(controller: Controller, principal: Principal, wanted: VmTokenDeclaration, dry: bool) -> VmToken:
+    """The token of a VM for the node that hosts it; `dry`: only say whether the generation has joined.
+
+    A token that is asked for again replaces the former one. Another generation ends the former identity at once.
+    """
+    with controller.change() as change:
+        instance = _hosted_vm(change.session, principal, wanted.instance)
+        name = f"vm_{instance.id.replace('-', '')[:12]}"
+        node = change.session.scalar(select(Node).where(Node.vm_id == instance.id))
+        if node is not None and node.generation == wanted.generation:
+            if node.state == "revoked":
+                raise Conflict(f"node {name}: revoked, expected another generation of its VM", "generation")
+            return VmToken(node=name, joined=True)
+        if dry:
+            return VmToken(node=name, joined=False)
+        unused = (JoinToken.vm_id == instance.id) & JoinToken.fingerprint.is_(None)
+        change.session.execute(delete(JoinToken).where(unused))
+        if node is not None and node.generation is not None:
+            _end_generation(controller, change, node, instance)
+        row, text = _new_token(controller, change, name, VM_TOKEN_SECONDS)
+        row.owner_id, row.vm_id, row.generation = instance.tenant_id, instance.id, wanted.generation
+        made = f"join token for the VM {instance.path}, asked for by node {principal.name}"
+        change.event("join_token_made", made, tenant=instance.tenant.name, node=name, path=instance.path)
+        return VmToken(node=name, joined=False, token=text, expires=row.expires)
+
+
+def _hosted_vm(session: Session, principal: Principal, path: str) -> Instance:
+    instance = session.scalar(select(Instance).where(Instance.path == path))
+    if instance is None or instance.node_id != principal.id:
+        raise NotFound(f"instance {path}: not on node {principal.name}, expected one that it hosts", "instance")
+    software, state = instance.revision.software, instance.revision.state
+    if not software.meta.get("makes_node"):
+        raise Conflict(f"instance {path}: {software.fqcn} makes no node, expected a VM", "instance")
+    if state != "started":
+        raise Conflict(f"instance {path}: wanted {state}, expected started", "instance")
+    return instance
+
+
+def _end_generation(controller: Controller, change: Change, node: Node, vm: Instance) -> None:
+    """The VM is built anew: its former identity ends at once, and what ran inside begins again."""
+    node.state, node.generation = "joining", None
+    _revoke_certificates(change, node)
+    begin = {"applied": {}, "observed": "waiting", "message": ""}
+    change.session.execute(update(Supply).where(Supply.node_id == node.id).values(begin))
+    inside = list(change.session.scalars(select(Instance).where(Instance.node_id == node.id)).unique())
+    for instance in inside:
+        standings.begin_again(change, instance)
+    standings.refresh(controller, change, inside)
+    text = f"node {node.name}: its VM is built anew, its former identity is revoked"
+    change.event("node_rebuilt", text, tenant=vm.tenant.name, node=node.name, path=vm.path)
+    standings.heard_of_vm(controller, change, vm.id)
 
 
 def delete_join_token(controller: Controller, identifier: str) -> None:
@@ -84,7 +145,8 @@ def join(controller: Controller, request: JoinRequest) -> Joined:
         _revoke_certificates(change, node)
         certificate = _certify(controller, change, node, request.csr)
         token.fingerprint = certificate.fingerprint
-        change.event("node_joined", f"node {node.name} joined", node=node.name)
+        owner = token.owner.name if token.owner is not None else None
+        change.event("node_joined", f"node {node.name} joined", tenant=owner, node=node.name)
         return _joined(controller, node, certificate.pem)
 
 
@@ -135,6 +197,9 @@ def _valid_token(change: Change, request: JoinRequest) -> JoinToken:
         raise Unauthenticated(f"join token: expired at {token.expires}, expected a fresh one", "token")
     if token.node != request.node:
         raise Forbidden(f"join token: not for node {request.node}, expected the name that it was made for", "node")
+    vm = change.session.get(Instance, token.vm_id) if token.vm_id is not None else None
+    if vm is not None and vm.revision.state != "started":
+        raise Forbidden(f"join token: its VM {vm.path} is wanted {vm.revision.state}, expected started", "token")
     return token
 
 
@@ -142,11 +207,16 @@ def _admit(change: Change, token: JoinToken) -> Node:
     """The node of the token: new, or the one of that name, which keeps its id, addresses and instances."""
     node = change.session.scalar(select(Node).where(Node.name == token.node))
     if node is None:
-        node = Node(id=str(uuid.uuid4()), name=token.node, number=_free_number(change.session), created=change.now)
+        number = _free_number(change.session) if token.vm_id is None else _vm_number(change.session, token.vm_id)
+        node = Node(id=str(uuid.uuid4()), name=token.node, number=number, created=change.now)
         node.owner_id, node.labels, node.reach = token.owner_id, token.labels, None
+        node.vm_id = token.vm_id
         change.session.add(node)
     elif node.owner_id != token.owner_id:
         raise Conflict(f"node {node.name}: exists with another owner, expected the same or another name", "node")
+    elif node.vm_id != token.vm_id:
+        raise Conflict(f"node {node.name}: is a VM, expected the token that its host asks for", "node")
+    node.generation = token.generation
     node.labels = {**node.labels, **token.labels}
     node.state = "joining"
     node.applied = {}
@@ -162,6 +232,13 @@ def _free_number(session: Session) -> int:
     if number is None:
         raise Conflict(f"nodes: {addresses.NODES} have addresses, expected fewer")
     return number
+
+
+def _vm_number(session: Session, vm_id: str) -> int:
+    vm = session.get_one(Instance, vm_id)
+    assert vm.node is not None
+    assert vm.slot_index is not None
+    return addresses.vm_number(vm.node.number, vm.slot_index)
 
 
 def _certify(controller: Controller, change: Change, node: Node, csr: str) -> Certificate:

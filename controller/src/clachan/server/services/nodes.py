@@ -58,16 +58,19 @@ def _views(controller: Controller, session: Session, rows: list[Node]) -> list[N
     valid = select(Certificate.node_id, func.max(Certificate.expires))
     valid = valid.where(Certificate.node_id.in_(ids), Certificate.revoked.is_(None)).group_by(Certificate.node_id)
     expires: dict[str, str] = dict(session.execute(valid).all())
-    return [_view(controller, row, used[row.id], expires.get(row.id)) for row in rows]
+    named = select(Node.id, Instance.path).join(Instance, Instance.id == Node.vm_id).where(Node.id.in_(ids))
+    vms: dict[str, str] = dict(session.execute(named).all())
+    return [_view(controller, row, used[row.id], expires.get(row.id), vms.get(row.id)) for row in rows]
 
 
-def _view(controller: Controller, row: Node, used: int, expires: str | None) -> NodeView:
+def _view(controller: Controller, row: Node, used: int, expires: str | None, vm: str | None) -> NodeView:
     seen = controller.sightings.seen(row.id, row.seen)
     horizon = clock.after(-controller.settings.online_seconds)
     return NodeView(
         id=row.id,
         name=row.name,
         owner=row.owner.name if row.owner is not None else None,
+        vm=vm,
         state=row.state,
         labels=row.labels,
         addresses=node_addresses(controller, row),

@@ -7,15 +7,17 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from clachan.contract.api import Placement
 from clachan.contract.software import SoftwareMeta
 from clachan.server import clock
 from clachan.server.db.models import Instance, Node, Revision, Software, Supply, Tenant
 from clachan.server.decisions import allocation
-from clachan.server.services import standings
+from clachan.server.services import standings, supplies
 from clachan.server.services.controller import Change, Controller
+from clachan.server.services.refusals import Conflict
+from clachan.server.services.values import taken
 
 SupplyState = Literal["waiting", "present", "absent", "failed"]
 
@@ -47,6 +49,8 @@ class Line(NamedTuple):
 class Board:
     def __init__(self, controller: Controller, change: Change) -> None:
         self.nodes = {row.id: row for row in change.session.scalars(select(Node)).unique()}
+        self._vms: dict[str, str] = dict(change.session.execute(_VMS).all())
+        self._change = change
         self._names = {row.name: row for row in self.nodes.values()}
         horizon = clock.after(-controller.settings.online_seconds)
         seen = controller.sightings.seen
@@ -74,14 +78,16 @@ class Board:
         """Give it a node and a slot when there is one; else why not and what would help."""
         software = instance.revision.software
         meta = SoftwareMeta.model_validate(software.meta)
+        need = taken(instance, meta)
         demand = allocation.Demand(
             path=instance.path,
             software=software.fqcn,
             digest=software.digest,
             placement=Placement.model_validate(instance.revision.placement),
-            memory_mib=meta.capacity.memory_mib,
-            cpu_milli=meta.capacity.cpu_milli,
+            memory_mib=need.memory_mib,
+            cpu_milli=need.cpu_milli,
             needs_root=meta.needs_root,
+            makes_node=meta.makes_node,
             exclusive=meta.exclusive,
         )
         answer = allocation.allocate(demand, [self._summary(node, instance) for node in self.nodes.values()])
@@ -92,6 +98,8 @@ class Board:
         instance.memory_mib, instance.cpu_milli = demand.memory_mib, demand.cpu_milli
         line = Line(demand.memory_mib, demand.cpu_milli, instance.tenant.name, instance.parent_id, software.fqcn)
         self._take(instance.node.id, answer.slot, line)
+        if instance.node.vm_id is not None:
+            supplies.imply(self._change, instance.node, software)
         return None
 
     def _summary(self, node: Node, instance: Instance) -> allocation.NodeSummary:
@@ -101,7 +109,7 @@ class Board:
         return allocation.NodeSummary(
             name=node.name,
             owner=node.owner.name if node.owner is not None else None,
-            vm=None,
+            vm=self._vms.get(node.id),
             state=node.state,
             mode=node.mode,
             labels=node.labels,
@@ -140,6 +148,34 @@ _SUPPLIED = (
     .join(Software, Software.id == Supply.software_id)
     .where(Supply.state == "present")
 )
+
+
+_VMS = select(Node.id, Instance.path).join(Instance, Instance.id == Node.vm_id)
+
+
+def redeclared(change: Change, instance: Instance) -> None:
+    """A placed instance has a new revision: it takes what its parameters say now, and inside a VM brings its supply.
+
+    Raises Conflict when its node has no more of it.
+    """
+    node = instance.node
+    assert node is not None
+    meta = SoftwareMeta.model_validate(instance.revision.software.meta)
+    if meta.capacity_from:
+        need = taken(instance, meta)
+        others = (Instance.node_id == node.id) & (Instance.id != instance.id)
+        sums = select(func.sum(Instance.memory_mib), func.sum(Instance.cpu_milli)).where(others)
+        memory, cpu = (int(used or 0) for used in change.session.execute(sums).one())
+        for part, wanted, had, free in (
+            ("memory (MiB)", need.memory_mib, instance.memory_mib, node.memory_mib - memory),
+            ("milli-CPU", need.cpu_milli, instance.cpu_milli, node.cpu_milli - cpu),
+        ):
+            if wanted > max(had, free):
+                raise Conflict(f"{part} of {instance.path}: {wanted}, expected at most {free}, which {node.name} has")
+        instance.memory_mib, instance.cpu_milli = need.memory_mib, need.cpu_milli
+        change.capacity = True
+    if node.vm_id is not None:
+        supplies.imply(change, node, instance.revision.software)
 
 
 def place(controller: Controller, change: Change, instances: list[Instance]) -> None:

@@ -1,4 +1,4 @@
-"""Questions to nodes (logs): kept in memory, fetched by the node over its own connection, answered once.
+"""Questions to nodes (logs, connect): kept in memory, fetched by the node over its own connection, answered once.
 
 Everything here runs in the event loop.
 """
@@ -14,15 +14,19 @@ MOST = 100
 """Open questions of one node."""
 
 
+def new_id() -> str:
+    """Random, never guessed."""
+    return str(uuid.uuid4())
+
+
 class Questions:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._open: dict[str, dict[str, tuple[Question, asyncio.Future[Answer]]]] = {}
         self._asked: set[str] = set()
 
-    async def ask(self, node_id: str, instance: str, service: str | None, lines: int, seconds: float) -> Answer:
+    async def ask(self, node_id: str, question: Question, seconds: float) -> Answer:
         """Raises Timeout when the node does not answer in time."""
-        question = Question(id=str(uuid.uuid4()), kind="logs", instance=instance, service=service, lines=lines)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         waiting = self._open.setdefault(node_id, {})
         if len(waiting) >= MOST:

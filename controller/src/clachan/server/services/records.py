@@ -89,8 +89,7 @@ def _between(query: Select[Usage], filters: dict[str, str | None]) -> Select[Usa
 
 
 def _usage_view(row: Usage) -> UsageView:
-    fields = ("id", "node", "instance", "path", "tenant", "account", "meter", "window_start", "window_end", "quantity")
-    return UsageView.model_validate({name: getattr(row, name) for name in fields})
+    return UsageView.model_validate({name: getattr(row, name) for name in UsageView.model_fields})
 
 
 def events(

@@ -37,6 +37,10 @@ class TooLarge(Refusal):
     code = "too_large"
 
 
+class Full(Refusal):
+    code = "full"
+
+
 class Unavailable(Refusal):
     code = "unavailable"
 

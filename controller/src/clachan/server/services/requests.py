@@ -16,7 +16,7 @@ from clachan.contract.inventory import SECRET, WantedState
 from clachan.contract.names import is_path, parent_of, tenant_of
 from clachan.contract.software import SoftwareMeta
 from clachan.server.db.models import Instance, Link, Revision, Secret, Software, Tenant
-from clachan.server.decisions import Problem, references, revision
+from clachan.server.decisions import Problem, capacity, references, revision
 from clachan.server.services import placing, removal, standings, supplies
 from clachan.server.services.controller import Change, Controller
 from clachan.server.services.refusals import Conflict, Invalid, NotFound
@@ -63,12 +63,13 @@ def declare(controller: Controller, change: Change, path: str, declaration: Decl
     elif not _differs(controller, change.session, instance, content):
         _retitle(change, instance, declaration.title)
         return Outcome(instance, created=False, made=False)
-    _check_move(instance, content)
+    _check_move(change.session, instance, content)
     _retitle(change, instance, declaration.title)
     _revise(controller, change, instance, content, author)
     if instance.node_id is None:
         placing.place(controller, change, [instance])
     else:
+        placing.redeclared(change, instance)
         standings.refresh(controller, change, [instance])
     return Outcome(instance, created, made=True)
 
@@ -122,11 +123,12 @@ def _content(
     schema = controller.schema(software, declaration.type)
     kept = {name: row.value for (kind, name), row in own.items() if kind == "generated"}
     generated: Parameters = {}
-    for name in SoftwareMeta.model_validate(software.meta).generate:
+    meta = SoftwareMeta.model_validate(software.meta)
+    for name in meta.generate:
         if name in software.types[declaration.type].get("properties", {}):
             generated[name] = kept.get(name) or secrets.token_urlsafe(32)
     found = schema.problems({**generated, **parameters}) + references.problems(parameters, path)
-    _refuse(found)
+    _refuse(found + capacity.problems(meta, parameters))
     return Content(software, declaration.type, parameters, declaration.placement, declaration.state, generated)
 
 
@@ -205,11 +207,19 @@ def _differs(controller: Controller, session: Session, instance: Instance, conte
     return kept.digest != content.digest
 
 
-def _check_move(instance: Instance, content: Content) -> None:
-    wanted = content.placement.node
-    if instance.node is not None and wanted is not None and wanted != instance.node.name:
-        message = f"placement of {instance.path}: node {wanted}, expected {instance.node.name}, where it is"
-        raise Conflict(message, "placement.node", "an instance does not move yet: remove it and request it again")
+def _check_move(session: Session, instance: Instance, content: Content) -> None:
+    if (node := instance.node) is None:
+        return
+    wanted, inside = content.placement.node, content.placement.inside
+    stays = "an instance does not move yet: remove it and request it again"
+    if wanted is not None and wanted != node.name:
+        message = f"placement of {instance.path}: node {wanted}, expected {node.name}, where it is"
+        raise Conflict(message, "placement.node", stays)
+    vm = session.get(Instance, node.vm_id) if node.vm_id is not None else None
+    here = vm.path if vm is not None else None
+    if inside != here and (inside is not None or wanted is None):
+        message = f"placement of {instance.path}: inside {inside or 'none'}, expected {here or 'none'}, where it is"
+        raise Conflict(message, "placement.inside", stays)
 
 
 def _retitle(change: Change, instance: Instance, title: str) -> None:

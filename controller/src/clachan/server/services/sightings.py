@@ -7,6 +7,7 @@ from clachan.server import clock
 
 class Sightings:
     def __init__(self) -> None:
+        self._since = clock.now()
         self._seen: dict[str, str] = {}
         self._fresh: set[str] = set()
         self._lock = threading.Lock()
@@ -19,6 +20,11 @@ class Sightings:
 
     def seen(self, node_id: str, stored: str | None) -> str | None:
         return max(self._seen.get(node_id) or "", stored or "") or None
+
+    def silent_since(self, node_id: str, stored: str | None, seconds: int) -> str | None:
+        """When it was last heard of, when that is longer ago; never while the controller is younger than that."""
+        heard, horizon = self.seen(node_id, stored) or "", clock.after(-seconds)
+        return heard if max(heard, self._since) <= horizon else None
 
     def take(self) -> dict[str, str]:
         """What was not yet written."""

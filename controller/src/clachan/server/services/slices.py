@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from clachan.contract.inventory import SoftwareArtifact, SupplyLine
 from clachan.server.db.models import Instance, Node, Supply
 from clachan.server.decisions import inventory
+from clachan.server.services.refusals import Unauthenticated
 from clachan.server.services.values import CHUNK, Values, artifact, node_variables
 
 if TYPE_CHECKING:
@@ -98,7 +99,12 @@ class Slices:
         return document
 
     def _read_node(self, session: Session, node_id: str, kept: NodeSlice) -> None:
-        node = session.get_one(Node, node_id)
+        node = session.get(Node, node_id)
+        if node is None:
+            # it was a VM that is gone
+            with self._lock:
+                self._slices.pop(node_id, None)
+            raise Unauthenticated("certificate: unknown or revoked, expected that of a node")
         kept.node = inventory.node_fragment(node_variables(self._controller, node))
         rows = session.scalars(select(Supply).where(Supply.node_id == node_id).order_by(Supply.fqcn)).unique()
         kept.supplies = [(supply_line(row), artifact(row.software)) for row in rows]

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from clachan.server import clock
-from clachan.server.db.models import Instance, Link
+from clachan.server.db.models import Instance, Link, Node, Promise
 from clachan.server.decisions import states
 from clachan.server.services.controller import Change, Controller
 from clachan.server.services.values import Values
@@ -29,7 +29,8 @@ def keep(change: Change, instance: Instance, new: states.Standing) -> None:
     shown = (instance.observed, instance.message, instance.observed_revision)
     told_parent = instance.observed != new.state
     instance.observed, instance.message, instance.observed_revision = new.state, new.message, new.revision
-    instance.since = clock.text(new.since)
+    if told_parent:
+        instance.since = clock.text(new.since)
     if shown != (new.state, new.message, new.revision):
         change.topics.add(f"instance:{instance.path}")
     if told_parent:
@@ -68,5 +69,60 @@ def refresh(controller: Controller, change: Change, instances: list[Instance], u
         new = states.requested(standing(instance), reason, clock.parse(change.now))
         if new.state == "allocated" and instance.reported is not None and new.revision == instance.number:
             new = replace(new, state=instance.reported)
-        keep(change, instance, new)
+        keep(change, instance, as_vm(controller, change, instance, new))
         change.touch(instance)
+
+
+def as_vm(controller: Controller, change: Change, instance: Instance, new: states.Standing) -> states.Standing:
+    """Of a VM that its host calls started, what the agent inside makes of that; any other as it stands."""
+    if new.state != "started" or not instance.revision.software.meta.get("makes_node"):
+        return new
+    node = change.session.scalar(select(Node).where(Node.vm_id == instance.id))
+    joined, silent = node is not None and node.state in {"active", "drained"}, None
+    if node is not None and joined:
+        silent = controller.sightings.silent_since(node.id, node.seen, controller.settings.online_seconds)
+        # silent while it did not run: it boots
+        joined = silent is None or instance.observed in {"started", "failing"}
+    return states.of_vm(new, joined=joined, silent_since=silent, now=clock.parse(change.now))
+
+
+def heard_of_vm(controller: Controller, change: Change, identifier: str) -> None:
+    """The agent inside a VM joined, reported, or fell silent: the vm instance shows it."""
+    instance = change.session.get(Instance, identifier)
+    if instance is None or instance.reported != "started" or instance.observed in {"waiting", "allocated"}:
+        return
+    said = replace(standing(instance), state="started", message="", since=clock.parse(change.now))
+    before = instance.observed
+    keep(change, instance, as_vm(controller, change, instance, said))
+    if instance.observed != before:
+        state_event(change, instance)
+
+
+def watch_vms(controller: Controller) -> None:
+    """Now and then: VMs whose agent fell silent, or is heard of again, show it."""
+    rows = select(Instance.id, Instance.observed, Node.id, Node.seen).join(Node, Node.vm_id == Instance.id)
+    rows = rows.where(Instance.reported == "started", Node.state.in_(["active", "drained"]))
+    seconds, silent = controller.settings.online_seconds, controller.sightings.silent_since
+    with controller.read() as session:
+        found = session.execute(rows.where(Instance.observed.in_(["started", "failing", "converging"]))).all()
+    late = [vm for vm, shown, node, seen in found if (shown == "started") != (silent(node, seen, seconds) is None)]
+    if late:
+        with controller.change() as change:
+            for identifier in late:
+                heard_of_vm(controller, change, identifier)
+
+
+def state_event(change: Change, instance: Instance) -> None:
+    assert instance.node is not None
+    said = f": {instance.message}" if instance.message else ""
+    text = f"{instance.path} is {instance.observed}{said}"
+    tenant, node = instance.tenant.name, instance.node.name
+    change.event("instance_state", text, tenant=tenant, node=node, path=instance.path)
+
+
+def begin_again(change: Change, instance: Instance) -> None:
+    """What its node said no longer counts: the node is built anew, or gone."""
+    change.session.execute(delete(Promise).where(Promise.instance_id == instance.id))
+    instance.applied, instance.reported = {}, None
+    keep(change, instance, states.moved(standing(instance), clock.parse(change.now)))
+    change.touch(instance)

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from clachan.contract.api import Page, SupplyDeclaration, SupplyView
 from clachan.server.db.models import Instance, Node, Revision, Software, Supply
-from clachan.server.services.controller import Controller
+from clachan.server.services.controller import Change, Controller
 from clachan.server.services.pages import Wanted
 from clachan.server.services.refusals import Conflict, Invalid, NotFound
 
@@ -39,8 +39,7 @@ def put(controller: Controller, node_name: str, fqcn: str, declaration: SupplyDe
         if supply is None:
             if declaration.state == "absent":
                 raise NotFound(f"supply of {fqcn} on {node_name}: unknown, expected one that exists")
-            supply = Supply(id=str(uuid.uuid4()), node=node, fqcn=fqcn, observed="waiting", message="", applied={})
-            supply.software, supply.state = build(change.session, fqcn, declaration.digest), "present"
+            supply = _new(node, build(change.session, fqcn, declaration.digest))
             change.session.add(supply)
         elif not _update(change.session, supply, declaration):
             return view(supply), False
@@ -49,6 +48,25 @@ def put(controller: Controller, node_name: str, fqcn: str, declaration: SupplyDe
         change.event("supply_declared", f"{fqcn} on node {node_name}: {declaration.state}", node=node_name)
         change.session.flush()
         return view(supply), created
+
+
+def imply(change: Change, node: Node, software: Software) -> None:
+    """Inside a VM a supply is not declared: what was asked for last is present."""
+    supply = _find(change.session, node, software.fqcn)
+    if supply is None:
+        change.session.add(_new(node, software))
+    elif (supply.software_id, supply.state) != (software.id, "present"):
+        supply.software, supply.state, supply.observed, supply.message = software, "present", "waiting", ""
+    else:
+        return
+    change.touch_node(node.id)
+    change.event("supply_declared", f"{software.fqcn} on node {node.name}: present", node=node.name)
+
+
+def _new(node: Node, software: Software) -> Supply:
+    supply = Supply(id=str(uuid.uuid4()), node=node, fqcn=software.fqcn, software=software, state="present")
+    supply.observed, supply.message, supply.applied = "waiting", "", {}
+    return supply
 
 
 def _update(session: Session, supply: Supply, declaration: SupplyDeclaration) -> bool:

@@ -7,6 +7,7 @@ from sqlalchemy import delete, update
 
 from clachan.server import clock
 from clachan.server.db.models import Event, Fact, Former, JoinToken, Node, Token
+from clachan.server.services import images
 from clachan.server.services.controller import Controller
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def prune(controller: Controller) -> int:
     for leftover in controller.artifacts.glob(".upload-*"):
         if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
             leftover.unlink(missing_ok=True)
+    images.prune(controller)
     if gone:
         log.info("pruned events=%d before=%s", gone, events)
     return int(gone)

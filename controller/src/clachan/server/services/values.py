@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session, object_session
 
 from clachan.contract.inventory import NodeAddresses, NodeVariables, Slot, SoftwareArtifact
-from clachan.contract.software import SoftwareMeta
+from clachan.contract.software import Capacity, SoftwareMeta
 from clachan.server.db.models import Instance, Link, Node, Secret, Software
-from clachan.server.decisions import addresses, references, states
+from clachan.server.decisions import addresses, capacity, references, states
 from clachan.server.decisions.inventory import ChildRecord, InstanceRecord
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ SecretMap = dict[str, dict[tuple[str, str], Secret]]
 class Values:
     def __init__(self, controller: "Controller", session: Session, instances: Sequence[Instance]) -> None:
         ids = [instance.id for instance in instances]
-        self._controller = controller
+        self._controller, self._session = controller, session
         self._links: dict[str, set[str]] = defaultdict(set)
         for owner, source in session.execute(
             select(Link.instance_id, Link.source).where(Link.instance_id.in_(ids)).distinct()
@@ -75,8 +75,20 @@ class Values:
         self, instance: Instance, resolved: references.Resolved | references.Unresolved
     ) -> tuple[states.EffectiveState, str]:
         reason = resolved.reason if isinstance(resolved, references.Unresolved) else None
+        return states.effective_state(instance.revision.state, self._holders(instance), reason)
+
+    def _holders(self, instance: Instance) -> list[str]:
+        """The children that its removal waits for; what is inside the VM that it is goes with it, and needs no wait."""
         names = [child.path.rpartition(".")[2] for child in self.children(instance)]
-        return states.effective_state(instance.revision.state, names, reason)
+        if not names or instance.revision.state != "absent":
+            return names
+        inside = self._session.scalar(select(Node.id).where(Node.vm_id == instance.id))
+        if inside is None:
+            return names
+        below = Instance.path.startswith(f"{instance.path}.", autoescape=True)
+        outside = or_(Instance.node_id.is_(None), Instance.node_id != inside)
+        paths = self._session.scalars(select(Instance.path).where(below, outside))
+        return [path.removeprefix(f"{instance.path}.") for path in paths]
 
     def record(self, instance: Instance) -> InstanceRecord:
         """A placed instance as the inventory has it."""
@@ -132,13 +144,17 @@ def with_secrets(instance: Instance, secrets: dict[tuple[str, str], Secret]) -> 
     return {name: hidden.get(name, value) for name, value in revision.parameters.items()}
 
 
-def node_addresses(controller: "Controller", node: Node) -> NodeAddresses:
+def node_addresses(controller: "Controller", node: Node, *, routed: bool = False) -> NodeAddresses:
+    """`routed`: as a VM on it has them, reachable from other machines also where the slots are on loopback."""
     platform = controller.platform
-    plan: addresses.Plan = "loopback" if controller.settings.loopback else "private"
+    plan: addresses.Plan = "loopback" if controller.settings.loopback and not routed else "private"
     return addresses.node_addresses(platform.prefix, plan, platform.offset, node.number, node.reach)
 
 
 def node_variables(controller: "Controller", node: Node) -> NodeVariables:
+    """Without a query when the vm instance that it is was read before."""
+    session = object_session(node)
+    vm = session.get(Instance, node.vm_id) if session is not None and node.vm_id is not None else None
     return NodeVariables.model_validate(
         {
             "id": node.id,
@@ -146,6 +162,7 @@ def node_variables(controller: "Controller", node: Node) -> NodeVariables:
             "labels": node.labels,
             "addresses": node_addresses(controller, node).model_dump(),
             "owner": node.owner.name if node.owner is not None else None,
+            "vm": vm.path if vm is not None else None,
             "state": node.state,
         }
     )
@@ -158,8 +175,15 @@ def slot(controller: "Controller", instance: Instance) -> Slot:
     assert index is not None
     users = node.users or [addresses.slot_user(index)]
     user = users[index] if index < len(users) else users[0]
-    capacity = SoftwareMeta.model_validate(instance.revision.software.meta).capacity
-    return addresses.slot(node_addresses(controller, node), index, user, node.slots_directory, capacity)
+    meta = SoftwareMeta.model_validate(instance.revision.software.meta)
+    networks = node_addresses(controller, node, routed=meta.makes_node)
+    return addresses.slot(networks, index, user, node.slots_directory, taken(instance, meta))
+
+
+def taken(instance: Instance, meta: SoftwareMeta) -> Capacity:
+    """What it takes of its node."""
+    revision = instance.revision
+    return capacity.capacity(meta, revision.software.types[revision.type], revision.parameters)
 
 
 def artifact(software: Software) -> SoftwareArtifact:
