@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 from house import ROOT
 from testbed.host import LabError
+from testbed.lab import Lab
 from testbed.machine import Machine
 from testbed.probe import obstacle
-from testbed.quickstart import check
-from testbed.story import CHECKOUT, Step, commands, commands_in, recap, stable, tell
+from testbed.quickstart import DOCUMENT, Quickstart
+from testbed.story import CHECKOUT, Step, check, commands, commands_in, recap, stable, tell
 
 SCRIPT = ROOT / "tests/testbed/quickstart.py"
 
 
 def test_the_document_has_the_commands_of_the_script(capsys: pytest.CaptureFixture[str]) -> None:
-    status = check()
+    status = check(DOCUMENT, Quickstart(Lab()).story())
     assert status == 0, capsys.readouterr().out
 
 

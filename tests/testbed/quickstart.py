@@ -5,7 +5,6 @@
 boots nothing and says whether the document has the commands of this script.
 """
 
-import argparse
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from testbed import checkout, network
 from testbed.host import REPOSITORY, LabError, until
 from testbed.lab import Lab
 from testbed.machine import Machine
-from testbed.story import CHECKOUT, Act, Step, Story, commands, commands_in, recap, tell
+from testbed.story import CHECKOUT, Act, Step, Story, recap, script, tell
 from testbed.wheelhouse import wheelhouse
 
 DOCUMENT = REPOSITORY / "docs" / "quickstart.md"
@@ -211,30 +210,5 @@ def _prepare(machine: Machine) -> None:
         machine.execute(["sh", "-c", f"{CHECKOUT}/clachan --version"])
 
 
-def check() -> int:
-    wanted, found = commands(Quickstart(Lab()).story()), commands_in(DOCUMENT.read_text())
-    if wanted == found:
-        return 0
-    for line in sorted(set(wanted) ^ set(found)):
-        print(f"{'missing' if line in wanted else 'no longer in the script'}: {line}")
-    print(f"{DOCUMENT.name}: not the commands of this script, expected python {Path(__file__).name} to have written it")
-    return 1
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="compare the document's commands, boot nothing")
-    parser.add_argument("--output", type=Path, default=DOCUMENT)
-    options = parser.parse_args()
-    if options.check:
-        return check()
-    try:
-        run(options.output)
-    except LabError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(DOCUMENT, Quickstart(Lab()).story(), run))

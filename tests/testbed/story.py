@@ -4,11 +4,14 @@ The document is Markdown. Times, ids, digests and secrets in it are placeholders
 or what the commands say changes.
 """
 
+import argparse
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from testbed.host import LabError
 from testbed.machine import Machine
@@ -20,6 +23,7 @@ PLACEHOLDERS = [
     (r"\b[0-9a-f]{32}\.[\w-]{20,}", "<token>"),
     (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "<id>"),
     (r"\b[0-9a-f]{64}\b", "<sha256>"),
+    (r"\bvm_[0-9a-f]{12}\b", "vm_<id>"),
     (r"\b(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{12}\b", "<digest>"),
     (r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)?", "<time>"),
     (r"\b127\.\d+\.\d+\.\d+(?=:\d{5}\b)", "<slot's address>"),
@@ -88,6 +92,33 @@ def commands_in(document: str) -> list[str]:
     """The same, read from a document."""
     blocks = re.findall(rf"^{FENCE}console\n(.*?)^{FENCE}$", document, re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines()[:1]]
+
+
+def check(document: Path, story: Story) -> int:
+    """Compare the commands of a document with those of its script; says how they differ."""
+    wanted, found = commands(story), commands_in(document.read_text())
+    if wanted == found:
+        return 0
+    for line in sorted(set(wanted) ^ set(found)):
+        print(f"{'missing' if line in wanted else 'no longer in the script'}: {line}")
+    print(f"{document.name}: not the commands of its script, expected the script to have written it")
+    return 1
+
+
+def script(document: Path, story: Story, run: Callable[[Path], None]) -> int:
+    """The command line of a script that runs a story and writes its document; the exit status."""
+    parser = argparse.ArgumentParser(description=f"Runs a story on real machines and writes {document.name}.")
+    parser.add_argument("--check", action="store_true", help="compare the document's commands, boot nothing")
+    parser.add_argument("--output", type=Path, default=document)
+    options = parser.parse_args()
+    if options.check:
+        return check(document, story)
+    try:
+        run(options.output)
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 def stable(output: str) -> str:

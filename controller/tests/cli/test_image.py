@@ -90,6 +90,7 @@ def test_from_a_disk_of_ones_own_to_an_export(run: Run, live: Live, disk: Path, 
     assert run("push", sha256[:12], "--json").json["received"] == disk.stat().st_size
     assert run("show", "mine", "--json").json == again.json
     assert f"sha256         {sha256}" in run("show", sha256[:8]).out
+    assert run("show", "mine", "--sha256").out == f"{sha256}\n"
     assert [line.split()[:2] for line in run("list").out.splitlines() if "mine" in line] == [["mine", sha256[:12]]]
 
     done = run("export", "mine", "--format", "vmdk", "-o", "out disk.vmdk")

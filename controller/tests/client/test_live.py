@@ -56,12 +56,12 @@ def node(machine: Node) -> Iterator[Client]:
 
 def test_there_is_a_method_for_every_route() -> None:
     folder = Path(clachan.client.__file__).parent
-    text = "".join((folder / f"{name}.py").read_text() for name in ("client", "node"))
+    text = "".join((folder / f"{name}.py").read_text() for name in ("client", "images", "node"))
     verbs = {
         "get": "GET",
         "pages": "GET",
         "poll": "GET",
-        "stream": "GET",
+        "download": "GET",
         "put": "PUT",
         "post": "POST",
         "delete": "DELETE",

@@ -217,8 +217,14 @@ class Progress:
         slot = host.instance.slot
         user = slot.user if self._config.mode == "root" else None
         place = Place(Path(slot.directory), user)
-        lacking = _lacking(host, documents)
-        return self.watch.begin(host.instance.id, slot.name, place, documents.promises, _redactor(host), lacking)
+        return self.watch.begin(
+            host.instance.id,
+            slot.name,
+            place,
+            documents.promises,
+            _redactor(host),
+            children=_lacking(host, documents),
+        )
 
     def _stopped(self, host: Host) -> None:
         known = self._known(host)
@@ -382,4 +388,4 @@ def _lacking(host: Host, documents: Documents) -> dict[str, str]:
     """The requested children that are not in their wanted state, and what they are."""
     seen = {name: child.state for name, child in host.instance.children.items()}
     found = {name: (seen.get(name, "requested"), wanted.state) for name, wanted in documents.requests.items()}
-    return {name: state for name, (state, wanted) in found.items() if state != wanted and wanted != "absent"}
+    return {name: state for name, (state, wanted) in found.items() if wanted not in {state, "absent"}}

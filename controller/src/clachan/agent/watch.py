@@ -112,6 +112,7 @@ class Watch:
         place: Place,
         promises: dict[str, Promise],
         redactor: Redactor,
+        *,
         children: Mapping[str, str],
     ) -> Watched:
         """Watch an instance from now on, in place of what was watched of it before."""

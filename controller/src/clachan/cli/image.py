@@ -174,7 +174,7 @@ def list_(local: Local = False, as_json: Json = False) -> None:
 def show(
     image: Wanted,
     local: Local = False,
-    only_sha256: Annotated[bool, typer.Option("--sha256", help="Print the sha256 alone, as a request names it.")] = False,
+    only_sha256: Annotated[bool, typer.Option("--sha256", help="Print only that, as a request names it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show an image: its manifest, with recipe and packages."""

@@ -31,6 +31,10 @@ class ImageRoutes(Transport):
     def remove_image(self, sha256: str) -> None:
         self._delete(f"{API}/images/{sha256}")
 
+    def download_image(self, sha256: str, destination: Path) -> None:
+        """Fetch an image's disk to `destination`, which is replaced only by the right bytes."""
+        self._download(f"{API}/images/{sha256}/disk", f"image {sha256}", sha256, destination)
+
     def upload_image(self, manifest: Manifest, disk: Path, say: Say = lambda _: None) -> ImageView:
         """Declare an image and send what the controller lacks of its disk, going on where a cut left it.
 

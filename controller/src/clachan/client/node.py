@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import os
 import ssl
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +27,6 @@ from clachan.contract.inventory import WRAPPER, Inventory
 
 FINGERPRINT_CHARS = 32
 CA_BYTES = 64 * 1024
-BLOCK = 1024 * 1024
 
 
 class WrappedInventory(Document):
@@ -70,23 +68,7 @@ class NodeRoutes(Transport):
 
     def download_artifact(self, sha256: str, destination: Path) -> None:
         """Fetch a collection's artifact to `destination`, which is replaced only by the right bytes."""
-        partial = destination.with_name(f".{destination.name}.{os.getpid()}.part")
-        try:
-            found = self._stream(f"{API}/artifacts/{sha256}", partial)
-            if found != sha256:
-                raise BadAnswerError(f"artifact {sha256}: sha256 of what came is {found}, expected the same")
-            partial.rename(destination)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def _stream(self, path: str, destination: Path) -> str:
-        digest = hashlib.sha256()
-        response = self._once("GET", path, answer_seconds=self._answer_seconds, stream=True)
-        with response, destination.open("wb") as file, self._as_client_errors():
-            for block in response.iter_content(BLOCK):
-                digest.update(block)
-                file.write(block)
-        return digest.hexdigest()
+        self._download(f"{API}/artifacts/{sha256}", f"artifact {sha256}", sha256, destination)
 
 
 def fetch_ca(url: str) -> tuple[str, str]:

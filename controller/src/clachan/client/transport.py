@@ -3,7 +3,9 @@
 The environment's CA bundles and netrc are not read: they would override the platform's own CA and token.
 """
 
+import hashlib
 import ipaddress
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ D = TypeVar("D", bound=Document)
 T = TypeVar("T")
 
 API = "/api/v1"
+BLOCK = 1024 * 1024
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
 PAGE = 500
@@ -168,6 +171,22 @@ class Transport:
             if response.status_code >= 300 and response.status_code != 304:
                 raise self._refusal(method, path, response)
             return response
+
+    def _download(self, path: str, what: str, sha256: str, destination: Path) -> None:
+        """Fetch a file to `destination`, which is replaced only by bytes that have this sha256."""
+        partial = destination.with_name(f".{destination.name}.{os.getpid()}.part")
+        digest = hashlib.sha256()
+        try:
+            response = self._once("GET", path, answer_seconds=self._answer_seconds, stream=True)
+            with response, partial.open("wb") as file, self._as_client_errors():
+                for block in response.iter_content(BLOCK):
+                    digest.update(block)
+                    file.write(block)
+            if digest.hexdigest() != sha256:
+                raise BadAnswerError(f"{what}: sha256 of what came is {digest.hexdigest()}, expected the same")
+            partial.rename(destination)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @contextmanager
     def _as_client_errors(self) -> Iterator[None]:

@@ -52,7 +52,7 @@ from ansible_collections.clachan.platform.plugins.module_utils.slot_files import
             "promise",
             {"a": {"kind": "ping"}},
             docs.check_promise,
-            "promise a: kind 'ping', expected one of command, disk_space, file_age, http, process, tcp",
+            "promise a: kind 'ping', expected one of children, command, disk_space, file_age, http, process, tcp",
         ),
         (
             "promise",
