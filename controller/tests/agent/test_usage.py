@@ -1,10 +1,13 @@
 """What is counted of processes that really work, in windows of one second."""
 
+import os
+import pwd
 import subprocess
 import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clachan.agent.processes import Process, process
@@ -61,6 +64,21 @@ def test_processor_memory_disk_and_time(spool: Spool, tmp_path: Path) -> None:
         assert fact.window_start < fact.window_end
     ids = [raw.id for raw in spool.batch().facts]
     assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("services", [(), (KEY,)], ids=["no service", "a service"])
+def test_what_runs_as_the_slots_user_counts_once(spool: Spool, tmp_path: Path, services: tuple[Any, ...]) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("this machine cannot: the tests do not run as root")
+    nobody = pwd.getpwnam("nobody").pw_uid
+    worker = subprocess.Popen([sys.executable, "-ISc", BUSY], user=nobody, group=nobody)
+    try:
+        meter = Meter(spool, 1, lambda _: process(worker.pid))
+        run(meter, [Metered("i", tmp_path, services, nobody)], 2.5)
+    finally:
+        worker.kill()
+        worker.wait()
+    assert 450 <= total(spool, "cpu_milliseconds") <= 900
 
 
 def test_time_goes_on_over_a_restart_of_the_agent(spool: Spool, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ Reading one small file a process costs some 15 µs, so looking after fifty servi
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,23 @@ def trees(every: dict[int, Process], roots: list[int]) -> dict[int, list[Process
             tree.extend(child for child in children.get(one.pid, []) if child.pid not in roots)
         found[root] = tree
     return found
+
+
+def owned(every: dict[int, Process], uids: Collection[int]) -> dict[int, list[Process]]:
+    """User id -> the processes of that user whose parents are not."""
+    owners = {pid: uid for pid in every if (uid := _owner_or_none(pid)) in uids and uid is not None}
+    found: dict[int, list[Process]] = {uid: [] for uid in uids}
+    for pid, uid in owners.items():
+        if owners.get(every[pid].parent) != uid:
+            found[uid].append(every[pid])
+    return found
+
+
+def _owner_or_none(pid: int) -> int | None:
+    try:
+        return _owner(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def end_all_of(uid: int) -> None:

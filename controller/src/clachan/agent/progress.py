@@ -5,6 +5,7 @@ new -> applied (its run ended well, its services were started) -> converged (its
 
 import hashlib
 import logging
+import pwd
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -358,10 +359,17 @@ class Progress:
             self._spool.add(*facts)
         self._memory.save(known)
 
+    def _uid(self, host: Host) -> int | None:
+        """Of the slot's user, where each slot has one of its own."""
+        try:
+            return pwd.getpwnam(host.instance.slot.user).pw_uid if self._config.mode == "root" else None
+        except KeyError:
+            return None
+
     def _meter(self) -> None:
         """Whose use is to be measured: all that are started, also while a promise fails."""
         self.metered = tuple(
-            Metered(identity, Path(host.instance.slot.directory), keys)
+            Metered(identity, Path(host.instance.slot.directory), keys, self._uid(host))
             for identity, host in self._hosts.items()
             if (known := self._memory.instances.get(identity))
             and known.phase in {"applied", "converged"}

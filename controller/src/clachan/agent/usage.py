@@ -1,6 +1,6 @@
 """What instances used: integer quantities in windows aligned to UTC, as facts.
 
-    cpu_milliseconds    of the services' process trees
+    cpu_milliseconds    of the services' process trees, and of all else that runs as the slot's user (a virtual machine)
     memory_mib_seconds  resident memory of the same, sampled
     disk_mib_seconds    blocks of the slot's directory, measured once a window
     instance_seconds    how long the instance had its slot while started
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clachan.agent.layout import AgentError
-from clachan.agent.processes import TICKS, Process, processes, trees
+from clachan.agent.processes import TICKS, Process, owned, processes, trees
 from clachan.agent.slots import used_bytes
 from clachan.agent.spool import Spool, timestamp
 from clachan.contract.facts import UsageFact
@@ -38,6 +38,8 @@ class Metered:
     directory: Path
     services: tuple[tuple[str, str], ...]
     """Keys of the supervisor."""
+    uid: int | None = None
+    """Of the slot's own user; None where it has none."""
 
 
 @dataclass
@@ -94,9 +96,14 @@ class Meter:
         passed = min(max(now - self._sampled, 0.0), self._window) if self._sampled is not None else 0.0
         self._sampled = now
         roots = {one.instance: self._roots(one) for one in metered}
-        found = (
-            trees(processes(), [root.pid for some in roots.values() for root in some]) if any(roots.values()) else {}
-        )
+        uids = {one.uid for one in metered if one.uid is not None}
+        every = processes() if uids or any(roots.values()) else {}
+        others = owned(every, uids)
+        for one in metered:
+            if one.uid is not None:
+                known = {root.pid for root in roots[one.instance]}
+                roots[one.instance] += [root for root in others[one.uid] if root.pid not in known]
+        found = trees(every, [root.pid for some in roots.values() for root in some])
         for one in metered:
             account = self._account(one, now)
             account.reserved += max(0.0, now - account.reserved_from)
