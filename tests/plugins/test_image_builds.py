@@ -19,7 +19,7 @@ from testbed import guest, host, images  # noqa: E402
 from testbed.host import LabError, locked, run, until  # noqa: E402
 from testbed.image_files import listing  # noqa: E402
 
-pytestmark = [pytest.mark.heavy, pytest.mark.root, pytest.mark.xdist_group("images"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.heavy, pytest.mark.guest, pytest.mark.root, pytest.mark.timeout(1800)]
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0bn3NLFjZ7Hd3p9Ee7vVxkoKrxUShJp9Qv4TzEb7Jk admin"
 SITE = """
 - name: Site

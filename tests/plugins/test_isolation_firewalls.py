@@ -23,6 +23,7 @@ HOME = "/var/lib/clachan"
 
 pytestmark = [
     pytest.mark.heavy,
+    pytest.mark.guest,
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="this machine cannot: the tests do not run as root"),
 ]

@@ -14,7 +14,7 @@ from .vm_node import USER, Node
 from testbed import host, images  # isort: skip - found by what vm_node puts on the path
 from testbed.libvirt_guest import LibvirtGuest  # isort: skip
 
-pytestmark = [pytest.mark.heavy, pytest.mark.root, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.heavy, pytest.mark.guest, pytest.mark.root, pytest.mark.timeout(1200)]
 node = vm_node.node
 
 
