@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -188,7 +189,8 @@ def _status(output: str) -> str:
 
 def run(output: Path) -> None:
     wheels = wheelhouse()
-    disk = images.node_image(testbed() / f"clusters-{os.getpid()}")
+    with tempfile.TemporaryDirectory(dir=testbed()) as scratch:
+        disk = images.node_image(Path(scratch))
     layers = [checkout.environment_layer(wheels)]
     with Lab(f"v{os.getpid()}", layers, wheels, packages=PACKAGES) as lab:
         lab.up(MACHINES, {"/srv/images": str(disk.parent)})
