@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from clachan.agent import slots
 from clachan.agent.layout import AgentError
-from clachan.agent.processes import end_all_of, processes
+from clachan.agent.processes import end_all_of, owned, processes
 
 from .conftest import Artifact, Node, wait_for
 
@@ -159,6 +160,22 @@ def test_absent_ends_every_process_of_the_user(node: Node) -> None:
 def test_only_slots_users_are_ended() -> None:
     with pytest.raises(AgentError, match="user id 0: the agent's own, expected a slot's"):
         end_all_of(0)
+
+
+def test_a_process_in_a_container_has_another_user_of_that_number(users: list[str]) -> None:
+    uid = pwd.getpwnam(users[0]).pw_uid
+    inside = ["setpriv", "--reuid", str(uid), "--clear-groups", "sleep", "60"]
+    container = subprocess.Popen(["unshare", "--pid", "--fork", *inside])
+    wait_for(lambda: any(one.parent == container.pid for one in processes().values()))
+    [pid] = [one.pid for one in processes().values() if one.parent == container.pid]
+    try:
+        wait_for(lambda: Path(f"/proc/{pid}").stat().st_uid == uid)
+        end_all_of(uid)
+        assert owned(processes(), {uid}) == {uid: []}
+        assert pid in processes()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        container.wait()
 
 
 def test_the_agents_files_are_closed_to_slots(node: Node) -> None:

@@ -62,8 +62,16 @@ def _pids() -> list[int]:
         return [int(entry.name) for entry in entries if entry.name.isdigit()]
 
 
-def _owner(pid: int) -> int:
-    return Path(f"/proc/{pid}").stat().st_uid
+def _owner(pid: int, among: Collection[int]) -> int | None:
+    """Its user id, when it is one of these.
+
+    None for one that has ended, and for one in a container, where the same number is another user's.
+    """
+    with suppress(OSError):
+        uid = Path(f"/proc/{pid}").stat().st_uid
+        if uid in among and Path(f"/proc/{pid}/ns/pid").readlink() == Path("/proc/self/ns/pid").readlink():
+            return uid
+    return None
 
 
 def trees(every: dict[int, Process], roots: list[int]) -> dict[int, list[Process]]:
@@ -82,19 +90,12 @@ def trees(every: dict[int, Process], roots: list[int]) -> dict[int, list[Process
 
 def owned(every: dict[int, Process], uids: Collection[int]) -> dict[int, list[Process]]:
     """User id -> the processes of that user whose parents are not."""
-    owners = {pid: uid for pid in every if (uid := _owner_or_none(pid)) in uids and uid is not None}
+    owners = {pid: uid for pid in every if (uid := _owner(pid, uids)) is not None}
     found: dict[int, list[Process]] = {uid: [] for uid in uids}
     for pid, uid in owners.items():
         if owners.get(every[pid].parent) != uid:
             found[uid].append(every[pid])
     return found
-
-
-def _owner_or_none(pid: int) -> int | None:
-    try:
-        return _owner(pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return None
 
 
 def end_all_of(uid: int) -> None:
@@ -112,13 +113,13 @@ def end_all_of(uid: int) -> None:
 def _ends(pid: int, uid: int) -> bool:
     """Kill the process if it is this user's; the descriptor keeps a reused pid from being hit."""
     try:
-        if _owner(pid) != uid or process(pid) is None:
+        if _owner(pid, {uid}) is None or process(pid) is None:
             return False
         descriptor = os.pidfd_open(pid)
     except (FileNotFoundError, ProcessLookupError):
         return False
     try:
-        if _owner(pid) != uid:
+        if _owner(pid, {uid}) is None:
             return False
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         return True

@@ -161,7 +161,8 @@ def _belongs(pid: int, home: Path, users: set[int]) -> bool:
     try:
         owner = Path(f"/proc/{pid}").stat().st_uid
         if owner in users:
-            return True
+            # the same number in a container is another user
+            return Path(f"/proc/{pid}/ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
         if owner != os.geteuid():
             return False
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:2]
