@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from ansible_collections.clachan.platform.plugins.module_utils import image_store
 from ansible_collections.clachan.platform.plugins.module_utils.image_store import ImageStore, ImageStoreError
 
 ABOUT = {"name": "web", "virtual_size": 1 << 30, "disk_format": "raw", "builder": "import"}
@@ -145,7 +146,7 @@ def test_holes_of_a_disk_from_elsewhere_stay_holes(store, tmp_path):
 
 
 def test_work_of_the_living_is_left_and_that_of_the_killed_is_removed(store):
-    collections = os.path.join(os.path.dirname(__file__), "..", "..", "..", "..", "collections")
+    collections = os.path.join(os.path.dirname(image_store.__file__), *[".."] * 5)
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, os.path.abspath(collections), store.path],
         stdin=subprocess.PIPE,

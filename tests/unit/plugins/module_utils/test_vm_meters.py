@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 from ansible_collections.clachan.platform.plugins.module_utils import console_log, vm_meters, volume
@@ -56,6 +57,8 @@ class Connection:
 def test_meters_are_sums(monkeypatch):
     # this process stands for QEMU; it has no thread that is a vCPU
     monkeypatch.setattr(vm_meters, "emulators", lambda: {"u": os.getpid()})
+    while time.process_time() < 0.05:
+        pass
     found = vm_meters.read_all(Connection, Connection(), balloon=True)
     assert found["a.c"] == {"uuid": "u", "state": "stopped", "disks": {}}
     assert found["a.b"]["disks"] == {"vda": "/a.b.c", "vdb": "/d"}
