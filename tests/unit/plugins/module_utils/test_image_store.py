@@ -6,26 +6,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
+import signal
+import time
 
 import pytest
-from ansible_collections.clachan.platform.plugins.module_utils import image_store
 from ansible_collections.clachan.platform.plugins.module_utils.image_store import ImageStore, ImageStoreError
 
 ABOUT = {"name": "web", "virtual_size": 1 << 30, "disk_format": "raw", "builder": "import"}
 RECIPE = "7" * 64
-# a process that holds a partial folder until it is killed
-HOLDER = """
-import importlib.util, sys
-from ansible.utils.collection_loader import AnsibleCollectionConfig
-from ansible.plugins.loader import init_plugin_loader
-init_plugin_loader([sys.argv[1]])
-from ansible_collections.clachan.platform.plugins.module_utils.image_store import ImageStore
-with ImageStore(sys.argv[2]).partial() as folder:
-    print(folder, flush=True)
-    sys.stdin.read()
-"""
+
+
+def hold_partial(path, pipe):
+    """In a process of its own: hold a partial folder until it is killed."""
+    with ImageStore(path).partial() as folder:
+        os.write(pipe, folder.encode())
+        while True:
+            time.sleep(60)
 
 
 @pytest.fixture
@@ -146,19 +142,21 @@ def test_holes_of_a_disk_from_elsewhere_stay_holes(store, tmp_path):
 
 
 def test_work_of_the_living_is_left_and_that_of_the_killed_is_removed(store):
-    collections = os.path.join(os.path.dirname(image_store.__file__), *[".."] * 5)
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, os.path.abspath(collections), store.path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    folder = process.stdout.readline().strip()
-    assert store.clean() == []
-    assert os.path.isdir(folder)
-    process.kill()
-    process.wait()
-    process.stdin.close()
-    process.stdout.close()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            hold_partial(store.path, writer)
+        finally:
+            os._exit(1)
+    folder = os.read(reader, 4096).decode()
+    try:
+        assert store.clean() == []
+        assert os.path.isdir(folder)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(reader)
+        os.close(writer)
     assert store.clean() == [folder]
     assert leftovers(store) == []
