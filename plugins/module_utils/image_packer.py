@@ -31,6 +31,7 @@ from ansible_collections.clachan.platform.plugins.module_utils.image_recipe impo
 from ansible_collections.clachan.platform.plugins.module_utils.image_tree import BUILD, VARIABLES
 from ansible_collections.clachan.platform.plugins.module_utils.kvm_probe import choose
 
+MISSING = ""
 try:
     from packerpy import PackerExecutable
 except ImportError:
