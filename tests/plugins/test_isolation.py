@@ -33,7 +33,11 @@ Module = Callable[..., dict[str, Any]]
 TABLES = (("inet", "clachan"), ("arp", "clachan"))
 
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.root,
+    pytest.mark.skipif(obstacle() is not None, reason=str(obstacle())),
+]
 
 
 @pytest.fixture(scope="module")

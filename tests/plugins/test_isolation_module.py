@@ -37,7 +37,11 @@ RUN = (
 )
 
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.root,
+    pytest.mark.skipif(obstacle() is not None, reason=str(obstacle())),
+]
 
 
 @pytest.fixture

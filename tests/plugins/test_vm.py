@@ -15,6 +15,8 @@ from .conftest import BIN
 from .payloads import payloads
 from .vm_node import FLOOD, MIB, Node, link
 
+pytestmark = pytest.mark.slow
+
 node, loop = vm_node.node, vm_node.loop
 Options = dict[str, Any]
 
@@ -34,7 +36,6 @@ def changed_definition(node: Node, vm: Options, before: str, after: str) -> None
     node.libvirtd.virsh("define", str(path))
 
 
-@pytest.mark.slow
 def test_twelve_steps(node: Node) -> None:
     slot = node.slot()
     vm = node.vm("home.twelve", slot)
@@ -120,7 +121,6 @@ def test_what_a_running_vm_cannot_take_waits_for_the_declared_policy(node: Node)
     node.remove(vm)
 
 
-@pytest.mark.slow
 def test_a_disk_that_the_guest_does_not_let_go_of_goes_at_the_next_start(node: Node) -> None:
     slot = node.slot()
     vm = node.vm("home.unplug", slot)
@@ -283,7 +283,6 @@ def test_what_is_not_sane_is_refused(node: Node, more: Options, message: str) ->
     assert node.libvirtd.domains() == []
 
 
-@pytest.mark.slow
 def test_payloads_stay_text_and_make_no_domain(node: Node, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     texts = list(payloads(canary).values())
@@ -370,7 +369,6 @@ def ansible(node: Node, vm: Options, *more: str) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.slow
 def test_through_ansible_with_another_python_and_then_without_asking_libvirt(node: Node) -> None:
     vm = node.vm("home.ansible")
     assert ansible(node, vm, "--check")["actions"] == ["defined", "started"]

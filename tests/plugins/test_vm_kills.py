@@ -12,6 +12,8 @@ import pytest
 from . import vm_node
 from .vm_node import MIB, Node
 
+pytestmark = pytest.mark.slow
+
 node = vm_node.node
 Options = dict[str, Any]
 DELAYS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
@@ -29,7 +31,6 @@ def ended(node: Node, vm: Options, *delays: float, change: Options | None = None
     assert node.ok("vm", vm | (change or {}))["changed"] is False
 
 
-@pytest.mark.slow
 def test_the_module_is_killed_at_each_stage(node: Node) -> None:
     slot = node.slot()
     vm = node.vm("home.killed", slot)
@@ -43,7 +44,6 @@ def test_the_module_is_killed_at_each_stage(node: Node) -> None:
     assert node.left("home.killed") == []
 
 
-@pytest.mark.slow
 def test_libvirtd_is_killed_at_each_stage(node: Node) -> None:
     vm = node.vm("home.without")
     for delay in DELAYS:
@@ -105,7 +105,6 @@ def test_a_process_without_a_domain_is_ended(node: Node) -> None:
     assert node.left("home.orphan") == []
 
 
-@pytest.mark.slow
 def test_removal_while_it_starts(node: Node) -> None:
     for delay in (0.15, 0.25, 0.35, 0.45):
         vm = node.vm("home.short")
@@ -171,7 +170,6 @@ print(json.dumps([len(found), calls]))
 """
 
 
-@pytest.mark.slow
 def test_meters_are_one_question_for_all(node: Node) -> None:
     machines = [node.vm(f"home.meter{number}", state="started" if number < 2 else "stopped") for number in range(4)]
     for vm in machines:

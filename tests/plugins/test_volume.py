@@ -15,6 +15,8 @@ import pytest
 from . import vm_node
 from .vm_node import MIB, USER, Node
 
+pytestmark = pytest.mark.slow
+
 node, loop = vm_node.node, vm_node.loop
 Options = dict[str, Any]
 OWNER = pwd.getpwnam(USER)

@@ -21,6 +21,8 @@ from clachan.server.api import app
 from clachan.server.services import streams as service
 from live import Caller, Live, Node, artifact, role, running_controller
 
+pytestmark = pytest.mark.slow
+
 POOL = ThreadPoolExecutor(32)
 MIB = 1 << 20
 
