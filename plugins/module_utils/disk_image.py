@@ -14,7 +14,6 @@ The layout of qcow2 is that of QEMU's docs/interop/qcow2.txt.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ import struct
 import subprocess
 
 from ansible_collections.clachan.platform.plugins.module_utils import layout
+from ansible_collections.clachan.platform.plugins.module_utils.file_content import digest_of, sync
 
 QCOW2 = b"QFI\xfb"
 FOREIGN = {
@@ -223,19 +223,3 @@ def exported(disk, disk_format, destination, wanted):
             run(["compare", "-f", disk_format, "-F", wanted, disk, destination], CONVERT_SECONDS, size=0)
             return noted[0]
     return None
-
-
-def digest_of(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sync(path):
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,10 +20,10 @@ from ansible_collections.clachan.platform.plugins.module_utils.image_bootstrap i
 from ansible_collections.clachan.platform.plugins.module_utils.image_packer import Packer
 from ansible_collections.clachan.platform.plugins.module_utils.image_process import BuildError, Stages, explain, find
 from ansible_collections.clachan.platform.plugins.module_utils.image_provision import Setting
+from ansible_collections.clachan.platform.plugins.module_utils.file_content import digest_of
 from ansible_collections.clachan.platform.plugins.module_utils.image_store import (
     ImageStore,
     ImageStoreError,
-    digest_of,
 )
 
 COLLECTION_PATHS = "~/.ansible/collections:/usr/share/ansible/collections"

@@ -19,7 +19,6 @@ import contextlib
 import datetime
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -27,6 +26,7 @@ import shutil
 import tempfile
 
 from ansible_collections.clachan.platform.plugins.module_utils import layout
+from ansible_collections.clachan.platform.plugins.module_utils.file_content import digest_of, sync
 
 FORMAT = 1
 FORMATS = ("qcow2", "raw")
@@ -267,17 +267,6 @@ def now():
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def digest_of(path):
-    """The sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while True:
-            block = file.read(BLOCK)
-            if not block:
-                return digest.hexdigest()
-            digest.update(block)
-
-
 def move(source, target, store):
     """Rename a file that lies in the store; copy any other, keeping holes."""
     if os.path.realpath(source).startswith(os.path.realpath(store) + os.sep):
@@ -303,11 +292,3 @@ def copy_sparsely(reader, writer):
             data = os.pread(reader.fileno(), min(BLOCK, end - offset), offset)
             os.pwrite(writer.fileno(), data, offset)
             offset += len(data)
-
-
-def sync(path):
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

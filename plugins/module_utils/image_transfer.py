@@ -30,7 +30,8 @@ from ansible_collections.clachan.platform.plugins.module_utils.client import (
     find_address,
     find_node,
 )
-from ansible_collections.clachan.platform.plugins.module_utils.disk_image import DiskImageError, digest_of, inspect
+from ansible_collections.clachan.platform.plugins.module_utils.disk_image import DiskImageError, inspect
+from ansible_collections.clachan.platform.plugins.module_utils.file_content import digest_of
 from ansible_collections.clachan.platform.plugins.module_utils.image_store import (
     MANIFEST,
     ImageStoreError,

@@ -8,12 +8,12 @@ The sum is written last: an archive without one was not finished, and one whose 
 
 from __future__ import annotations
 
-import hashlib
 import os
 
 from ansible_collections.clachan.platform.plugins.module_utils.domain import is_roots_alone
 from ansible_collections.clachan.platform.plugins.module_utils.hypervisor import HypervisorError
 from ansible_collections.clachan.platform.plugins.module_utils.layout import write_file
+from ansible_collections.clachan.platform.plugins.module_utils.file_content import digest_of
 
 
 def noted_sum(path):
@@ -33,7 +33,7 @@ def checked_sum(path):
     noted = noted_sum(path)
     if noted is None:
         raise HypervisorError("archive %s: not there or not finished, expected one" % path)
-    found = sum_of(path)
+    found = digest_of(path)
     if found != noted:
         raise HypervisorError("archive %s: sha256 %s, expected %s" % (path, found, noted))
     return noted
@@ -54,15 +54,7 @@ def write(path, save):
         raise
     finally:
         os.close(handle)
-    found = sum_of(temporary)
+    found = digest_of(temporary)
     os.replace(temporary, path)
     write_file(path + ".sha256", ("%s  %s\n" % (found, os.path.basename(path))).encode(), 0o600)
     return found
-
-
-def sum_of(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

@@ -40,17 +40,8 @@ options:
       - The platform's state directory.
       - Default is E(CLACHAN_HOME), else C(/var/lib/clachan) for root, else C(~/.local/share/clachan).
     type: path
-attributes:
-  check_mode:
-    description: Says whether the file would be written.
-    support: full
-  diff_mode:
-    description: Shows the checksum before and after.
-    support: full
-  platform:
-    description: Target systems.
-    support: full
-    platforms: posix
+extends_documentation_fragment:
+  - clachan.platform.attributes
 """
 
 EXAMPLES = r"""

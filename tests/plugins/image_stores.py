@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 12 << 20
 TOKEN = "token-of-the-store"
@@ -175,3 +177,15 @@ def end(server: Any, thread: threading.Thread) -> None:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Iterator[Any]:
+    """Begins servers of the store `far`."""
+    with serving_store(tmp_path / "far") as begin:
+        yield begin
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    return make_disk(tmp_path / "disk")

@@ -7,28 +7,18 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .image_stores import TOKEN, make_disk, manifest_of, put, serving_store, util
+from . import image_stores
+from .image_stores import TOKEN, manifest_of, put, util
 
+serving, disk = image_stores.serving, image_stores.disk
 pytestmark = pytest.mark.skipif(
     not shutil.which("qemu-img"), reason="this machine cannot: qemu-img is not installed (qemu-utils)"
 )
-
-
-@pytest.fixture
-def serving(tmp_path: Path) -> Iterator[Any]:
-    with serving_store(tmp_path / "far") as begin:
-        yield begin
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    return make_disk(tmp_path / "disk")
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from . import image_stores
 from .image_stores import (
     MIB,
     ROOT,
@@ -27,10 +27,10 @@ from .image_stores import (
     make_disk,
     manifest_of,
     put,
-    serving_store,
     util,
 )
 
+serving, disk = image_stores.serving, image_stores.disk
 pytestmark = pytest.mark.skipif(
     not shutil.which("qemu-img"), reason="this machine cannot: qemu-img is not installed (qemu-utils)"
 )
@@ -48,17 +48,6 @@ def begin_fetch(store: Any, sha256: str, server: Any) -> "subprocess.Popen[str]"
     """A fetch in a process of its own."""
     command = [sys.executable, "-c", FETCH, str(ROOT / "collections"), store.path, sha256, server.url, TOKEN]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-@pytest.fixture
-def serving(tmp_path: Path) -> Iterator[Any]:
-    with serving_store(tmp_path / "far") as begin:
-        yield begin
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    return make_disk(tmp_path / "disk")
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,11 @@ from clachan.cli import image_places
 from clachan.cli.errors import CommandError
 from live import Live
 
+from .conftest import Cli, Ran
+
 pytestmark = pytest.mark.skipif(
     not shutil.which("qemu-img"), reason="this machine cannot: qemu-img is not installed (qemu-utils)"
 )
-
-
-@dataclass
-class Ran:
-    """What came of one command line."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Ran]
 
 
 @pytest.fixture
@@ -48,7 +32,7 @@ def disk(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(command: str, environment: dict[str, str], tmp_path: Path) -> Run:
+def run(command: str, environment: dict[str, str], tmp_path: Path) -> Cli:
     """The command in a process of its own, as it runs Ansible."""
 
     def invoke(*words: object, **more: str) -> Ran:
@@ -67,12 +51,12 @@ def run(command: str, environment: dict[str, str], tmp_path: Path) -> Run:
     return invoke
 
 
-def listed(run: Run, name: str, *options: str) -> Any:
+def listed(run: Cli, name: str, *options: str) -> Any:
     return [each for each in run("list", "--json", *options).json if each["name"] == name]
 
 
 @pytest.mark.slow
-def test_from_a_disk_of_ones_own_to_an_export(run: Run, live: Live, disk: Path, tmp_path: Path) -> None:
+def test_from_a_disk_of_ones_own_to_an_export(run: Cli, live: Live, disk: Path, tmp_path: Path) -> None:
     sha256 = hashlib.sha256(disk.read_bytes()).hexdigest()
     made = run("import", disk, "mine", "--no-push")
     assert made.status == 0, made.err
@@ -114,7 +98,7 @@ def test_from_a_disk_of_ones_own_to_an_export(run: Run, live: Live, disk: Path, 
     )
 
 
-def test_without_a_controller_all_stays_here(run: Run, disk: Path, tmp_path: Path) -> None:
+def test_without_a_controller_all_stays_here(run: Cli, disk: Path, tmp_path: Path) -> None:
     alone = {"CLACHAN_HOME": str(tmp_path / "alone")}
     made = run("import", disk, "mine", "--json", **alone)
     assert made.status == 0, made.err
@@ -125,7 +109,7 @@ def test_without_a_controller_all_stays_here(run: Run, disk: Path, tmp_path: Pat
     assert run("list", "--json", **alone).json == []
 
 
-def test_what_is_refused(run: Run, disk: Path, tmp_path: Path) -> None:
+def test_what_is_refused(run: Cli, disk: Path, tmp_path: Path) -> None:
     based = tmp_path / "based.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "qcow2", based], check=True)
     refused = run("import", based, "based", "--no-push")

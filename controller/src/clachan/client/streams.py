@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, unquote, urlsplit
 
-from clachan.client.errors import ApiError, BadAnswerError, ClientError, UnreachableError, UntrustedError
+from clachan.client.address import controller_address
+from clachan.client.errors import ApiError, BadAnswerError, UnreachableError, UntrustedError
 
 API = "/api/v1"
 BLOCK = 64 * 1024
@@ -100,12 +101,7 @@ class Streams:
         ca_file: Path | str | None = None,
         cert: tuple[Path | str, Path | str] | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "https" or not parts.hostname:
-            raise ClientError(f"controller url: {url!r}, expected https://HOST[:PORT]")
-        if ca_file is not None and not Path(ca_file).is_file():
-            raise UntrustedError(f"CA file: {ca_file} does not exist, expected the PEM file of the controller's CA")
-        self._url, self._host, self._port = f"https://{parts.netloc}", parts.hostname, parts.port or 443
+        self._url, self._host, self._port = controller_address(url, ca_file)
         self._context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
         if cert:
             self._context.load_cert_chain(str(cert[0]), str(cert[1]))

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
-from urllib.parse import urlsplit
 
 import requests
 from pydantic import ValidationError
 
 import clachan
+from clachan.client.address import controller_address
 from clachan.client.errors import ApiError, BadAnswerError, ClientError, UnreachableError, UntrustedError
 from clachan.contract import Document
 from clachan.contract.api import ErrorEnvelope, Page
@@ -58,12 +58,7 @@ class Transport:
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         """`ca_file`: PEM of the only CA to trust (None: the public ones); `cert`: a node's certificate and key."""
-        parts = urlsplit(url)
-        if parts.scheme != "https" or not parts.hostname:
-            raise ClientError(f"controller url: {url!r}, expected https://HOST[:PORT]")
-        if ca_file is not None and not Path(ca_file).is_file():
-            raise UntrustedError(f"CA file: {ca_file} does not exist, expected the PEM file of the controller's CA")
-        self.url = f"https://{parts.netloc}"
+        self.url, host, _ = controller_address(url, ca_file)
         self._answer_seconds = answer_seconds
         self._session = session = requests.Session()
         session.trust_env = False
@@ -74,7 +69,7 @@ class Transport:
         session.verify = str(ca_file) if ca_file else True
         if cert:
             session.cert = (str(cert[0]), str(cert[1]))
-        if not _loopback(parts.hostname):
+        if not _loopback(host):
             session.proxies = requests.utils.get_environ_proxies(self.url)
 
     def close(self) -> None:
