@@ -47,17 +47,21 @@ def size_text(size):
 class FileVolume:
     """One file, by its path, the user that it belongs to, and the format that is in it."""
 
-    def __init__(self, path, owner, disk_format):
-        """owner: the entry of the user in the password database."""
+    def __init__(self, path, owner, disk_format, adopt=False):
+        """owner: the entry of the user in the password database; adopt: whether one of another user may be its."""
         self.path, self.format, self._owner = path, disk_format, owner
         folder, name = os.path.split(path)
         self.beside, self._note = (os.path.join(folder, ".%s.%s" % (name, end)) for end in ("new", "origin"))
         # in root's own directory nobody else can put a link, and nobody else can write
         self._root = is_roots_alone(path) and os.geteuid() == 0
         self._actor = 0 if self._root else owner.pw_uid
+        self._adopt = adopt and self._root
 
     def look(self):
-        """{size, mode, backing} of what is there; None for nothing. Raises HypervisorError for what is not ours."""
+        """{size, mode, owner (None: the right one), backing} of what is there; None for nothing.
+
+        Raises HypervisorError for what is not ours.
+        """
         try:
             handle = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -70,12 +74,14 @@ class FileVolume:
             self._refuse(found)
             header = file.read(104) if self.format == "qcow2" else b""
             size, backing = self._header(file, header) if header or self.format == "qcow2" else (found.st_size, None)
-        return {"size": size, "mode": "%04o" % stat.S_IMODE(found.st_mode), "backing": backing}
+        mode = "%04o" % stat.S_IMODE(found.st_mode)
+        owner = None if found.st_uid == self._owner.pw_uid else found.st_uid
+        return {"size": size, "mode": mode, "owner": owner, "backing": backing}
 
     def _refuse(self, found):
         if not stat.S_ISREG(found.st_mode):
             raise HypervisorError("volume %s: no regular file, expected one" % self.path)
-        if found.st_uid != self._owner.pw_uid:
+        if found.st_uid != self._owner.pw_uid and not self._adopt:
             raise HypervisorError(
                 "volume %s: belongs to user %d, expected %d (%s)"
                 % (self.path, found.st_uid, self._owner.pw_uid, self._owner.pw_name)
@@ -124,6 +130,10 @@ class FileVolume:
 
     def set_mode(self, mode):
         self._as_actor(lambda: _chmod(self.path, mode))
+
+    def give(self):
+        """Make it the owner's, in a directory that is root's alone."""
+        os.chown(self.path, self._owner.pw_uid, self._owner.pw_gid, follow_symlinks=False)
 
     def remove(self):
         def work():

@@ -49,6 +49,12 @@ options:
     description: The unix user that QEMU runs as.
     type: str
     default: root
+  adopt:
+    description:
+      - Whether a data volume that belongs to another user is given to O(owner), as when its VM comes back in another
+        slot. Only in a directory that root alone can write, and not while a VM runs with it.
+    type: bool
+    default: false
   mode:
     description: The mode, as octal digits in quotes.
     type: str
@@ -165,6 +171,7 @@ OPTIONS = {
     "format": {"type": "str", "choices": ["raw", "qcow2"], "default": "qcow2"},
     "size": {"type": "str"},
     "owner": {"type": "str", "default": "root"},
+    "adopt": {"type": "bool", "default": False},
     "mode": {"type": "str", "default": "0600"},
     "image": {"type": "str"},
     "image_format": {"type": "str", "choices": ["raw", "qcow2"], "default": "qcow2"},
@@ -190,7 +197,8 @@ class Volume:
             raise HypervisorError("mode %r: expected three octal digits like 0600" % params["mode"])
         self._mode = int(params["mode"], 8)
         self.actions, self.facts, self._after = [], {}, None
-        self._disk = self._make_disk(_user(params["owner"]))
+        self._owner = _user(params["owner"])
+        self._disk = self._make_disk(self._owner)
         self.before = self._disk.look()
         self._after = dict(self.before) if self.before else None
 
@@ -246,7 +254,7 @@ class Files(Volume):
     """Data volumes in files, and what system disks have of them."""
 
     def _make_disk(self, owner):
-        return FileVolume(self.path, owner, self._params["format"])
+        return FileVolume(self.path, owner, self._params["format"], self._params["adopt"])
 
     def _present(self):
         self._need_size()
@@ -258,11 +266,18 @@ class Files(Volume):
             raise HypervisorError(
                 "volume %s: a layer over %s, expected a volume that stands alone" % (self.path, self.before["backing"])
             )
+        self._keep_owner()
         self._grow(self._size)
         self._keep_mode()
 
     def _made(self, size, backing):
         self._after = {"size": size or 0, "mode": "%04o" % self._mode, "backing": backing}
+
+    def _keep_owner(self):
+        if self.before["owner"] is not None:
+            self._refuse_use("given to %s" % self._owner.pw_name)
+            self._do("given to %s" % self._owner.pw_name, self._disk.give)
+            self._after["owner"] = self._owner.pw_uid
 
     def _keep_mode(self):
         mode = "%04o" % self._mode

@@ -86,6 +86,27 @@ def test_no_volume_is_made_smaller(node: Node) -> None:
     assert path.stat().st_size == 16 * MIB
 
 
+def test_a_volume_comes_back_to_another_slot(node: Node) -> None:
+    path = node.disk(node.slot() / "log" / "data.raw")
+    path.write_bytes(b"kept".ljust(16 * MIB, b"\0"))
+    other = pwd.getpwnam("daemon")
+    os.chown(path, other.pw_uid, other.pw_gid)
+    wanted = data_volume(path)
+    said = f"volume {path}: belongs to user {other.pw_uid}, expected {OWNER.pw_uid} ({USER})"
+    assert node.run("volume", wanted)["msg"] == said
+    check = node.ok("volume", wanted | {"adopt": True}, check=True)
+    assert (check["changed"], check["actions"], path.stat().st_uid) == (True, [f"given to {USER}"], other.pw_uid)
+    done = node.ok("volume", wanted | {"adopt": True})
+    assert (done["actions"], path.stat().st_uid) == ([f"given to {USER}"], OWNER.pw_uid)
+    assert path.read_bytes()[:4] == b"kept"
+    assert node.ok("volume", wanted | {"adopt": True})["changed"] is False
+    # where its user can write, a link or another file could be put there meanwhile: never
+    exposed = node.slot() / "var" / "data.raw"
+    shutil.copy(path, exposed)
+    os.chown(exposed, other.pw_uid, other.pw_gid)
+    assert f"belongs to user {other.pw_uid}" in node.run("volume", data_volume(exposed, adopt=True))["msg"]
+
+
 def test_links_and_foreign_files_are_refused(node: Node) -> None:
     slot = node.slot()
     path = slot / "var" / "data.raw"
