@@ -1,5 +1,6 @@
 """Isolation beside the host's firewalls: a systemd machine with firewalld, libvirt's networks, the service nftables."""
 
+import json
 import os
 import re
 import subprocess
@@ -145,3 +146,43 @@ def test_after_the_machine_booted(lab: tuple[Machine, Network]) -> None:
     said = machine.execute(["journalctl", "-u", "nftables"]).stdout
     assert until(lambda: rules(machine) == before, 10), said
     assert "cv0" not in network.ip(network.node, "link show")
+
+
+def apply(machines: Lab, folder: Path) -> str:
+    """Run what the supply of the software vm does about firewalls; the recap."""
+    role = {"name": "clachan.platform.vm", "tasks_from": "firewall"}
+    task = {"name": "Firewalls", "ansible.builtin.include_role": role}
+    (folder / "play.json").write_text(json.dumps([{"hosts": "two", "gather_facts": False, "tasks": [task]}]))
+    reach = {"ansible_ssh_common_args": f"-F {machines.ssh_config}", "ansible_python_interpreter": "/usr/bin/python3"}
+    reach["ansible_control_path"] = str(folder / "%%h")
+    (folder / "hosts.json").write_text(json.dumps({"all": {"hosts": {"two": reach}}}))
+    places = {"ANSIBLE_HOME": str(folder / "ansible"), "ANSIBLE_COLLECTIONS_PATH": str(ROLE.parents[1] / "collections")}
+    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.json", "play.json"]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **places, "CLACHAN_HOME": HOME, "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.rpartition("PLAY RECAP")[2]
+
+
+def test_the_supply_tells_the_firewalls_what_the_tests_above_wrote(tmp_path: Path) -> None:
+    if reason := obstacle():
+        pytest.skip(f"this machine cannot: {reason}")
+    with Lab(f"fs{os.getpid()}", packages=PACKAGES) as machines:
+        (machine,) = machines.up(["two"])
+        machine.execute(["mkdir", "-p", f"{HOME}/node/isolation"])
+        assert "changed=0" not in apply(machines, tmp_path)
+        for name in ("zones/clachan.xml", "policies/clachan-links.xml"):
+            written = machine.execute(["cat", f"/etc/firewalld/{name}"]).stdout
+            assert written == (ROLE / "files" / "firewalld" / name).read_text()
+        assert "interfaces: cv+" in machine.execute(["firewall-cmd", "--info-zone=clachan"]).stdout
+        shown = machine.execute(["systemctl", "cat", "nftables"]).stdout
+        assert f"ExecStart=/usr/sbin/nft -f {HOME}/node/nftables-start.nft" in shown
+        assert "changed=0" in apply(machines, tmp_path)
+        machine.execute(["systemctl", "stop", "firewalld"])
+        assert "changed=0" in apply(machines, tmp_path), "also where it is off"
