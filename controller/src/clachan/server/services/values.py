@@ -40,7 +40,9 @@ class Values:
         paths = {source for found in self._links.values() for source in found}
         self._sources = {row.path: row for row in _instances(session, Instance.path, paths)}
         self._children: dict[str, list[Instance]] = defaultdict(list)
-        for child in _instances(session, Instance.parent_id, ids):
+        # most have none, and to read whole instances costs four times as much as to ask whose they are
+        parents = set(_parents(session, ids))
+        for child in _instances(session, Instance.parent_id, parents):
             self._children[str(child.parent_id)].append(child)
         near = [*ids, *(row.id for row in self._sources.values())]
         near += [child.id for found in self._children.values() for child in found]
@@ -116,6 +118,12 @@ class Values:
     def _child(self, child: Instance) -> ChildRecord:
         published = self.published(child)
         return ChildRecord(child.observed, published.values, published.secret)
+
+
+def _parents(session: Session, ids: Sequence[str]) -> Iterable[str]:
+    for begin in range(0, len(ids), CHUNK):
+        found = select(Instance.parent_id).where(Instance.parent_id.in_(ids[begin : begin + CHUNK])).distinct()
+        yield from (str(parent) for parent in session.scalars(found))
 
 
 def _instances(session: Session, column: Any, values: Iterable[str]) -> list[Instance]:
