@@ -18,6 +18,8 @@ from clachan_lake.forward.status import faults
 
 from .making import TOKEN, Server, tone, wait_for, wav
 
+pytestmark = pytest.mark.slow
+
 
 class Forwarder:
     """`python -m clachan_lake.forward` on a directory of its own."""

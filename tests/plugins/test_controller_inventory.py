@@ -13,6 +13,8 @@ import pytest
 from .conftest import BIN, Finished, run
 from .payloads import payloads
 
+pytestmark = pytest.mark.slow
+
 HELLO = "testing.software.hello"
 SECRET = "c4nary-s3cret"
 ROLE = Path(__file__).parent / "software" / "roles" / "hello"

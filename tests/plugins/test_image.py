@@ -16,7 +16,10 @@ from .conftest import Lab
 from .payloads import payloads
 
 Module = Callable[..., dict[str, Any]]
-pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="this machine cannot: qemu-img is missing")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("qemu-img") is None, reason="this machine cannot: qemu-img is missing"),
+]
 
 
 def image_module() -> Any:

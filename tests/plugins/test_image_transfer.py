@@ -31,9 +31,12 @@ from .image_stores import (
 )
 
 serving, disk = image_stores.serving, image_stores.disk
-pytestmark = pytest.mark.skipif(
-    not shutil.which("qemu-img"), reason="this machine cannot: qemu-img is not installed (qemu-utils)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not shutil.which("qemu-img"), reason="this machine cannot: qemu-img is not installed (qemu-utils)"
+    ),
+]
 FETCH = """
 import sys
 from ansible.plugins.loader import init_plugin_loader

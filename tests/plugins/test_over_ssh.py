@@ -9,6 +9,8 @@ import pytest
 from .conftest import Lab
 from .payloads import payloads
 
+pytestmark = pytest.mark.slow
+
 SSH_WITHOUT_NETWORK = """#!/bin/sh
 for last; do :; done
 case "$last" in */bin/sh*|*python*|*echo*) exec /bin/sh -c "$last" ;; esac

@@ -9,6 +9,8 @@ import pytest
 
 from .conftest import Node
 
+pytestmark = pytest.mark.slow
+
 SECRET = "canary-secret-4711"
 
 

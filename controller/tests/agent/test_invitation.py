@@ -20,6 +20,8 @@ from clachan.server.services import joining
 
 from .conftest import Node, wait_for
 
+pytestmark = pytest.mark.slow
+
 NAME = "vm_0123456789ab"
 AGENT = [sys.executable, "-m", "clachan.agent", "run", "--home"]
 

@@ -16,6 +16,7 @@ from clachan.agent.processes import end_all_of, owned, processes
 from .conftest import Artifact, Node, wait_for
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="makes unix users: needs root"),
 ]

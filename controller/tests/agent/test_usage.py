@@ -14,6 +14,8 @@ from clachan.agent.spool import Spool
 from clachan.agent.usage import Meter, Metered
 from clachan.contract.facts import Fact, UsageFact
 
+pytestmark = pytest.mark.slow
+
 BUSY = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass\ntime.sleep(60)"
 KEY = ("s000", "main")
 

@@ -12,6 +12,8 @@ import pytest
 from clachan.server.hub import Hub
 from live import Caller, Live, Node, running_controller
 
+pytestmark = pytest.mark.slow
+
 POOL = ThreadPoolExecutor(4)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from live import Live, Node, node_fact, usage_fact
 
+pytestmark = pytest.mark.slow
+
 
 def send(node: Node, *facts: dict[str, Any]) -> list[str]:
     answer = node.ok("POST", "/nodes/self/reports", {"facts": list(facts)})

@@ -15,6 +15,8 @@ from clachan.server.services.refusals import Unauthenticated
 from live import Caller, Live, Node, artifact, key_and_csr, node_fact, role, usage_fact
 from sqlalchemy import select
 
+pytestmark = pytest.mark.slow
+
 VM = "acme.virtual.vm"
 WEB = "acme.virtual.web"
 OPTIONS = {"vm_memory_mib": {"type": "int", "default": 512}, "vm_cpus": {"type": "int", "default": 1}}
