@@ -20,6 +20,8 @@ def test_usage(cli, live, machine, page) -> None:
     assert found == live.ok("GET", "/usage?path=home.metered")["items"]
     assert [(each["meter"], each["quantity"]) for each in found] == [("cpu_milli", 42)]
     assert cli("usage", "--path", "home.metered", "--since", "5m", "--json").json == found
+    shown = cli("usage", "--path", "home.metered").out.splitlines()
+    assert (shown[0].split()[-1], shown[1].split()[-1]) == ("BILLED", "yes")
     assert cli("usage", "--path", "home.metered", "--until", "5m", "--json").out == "[]\n"
     assert cli("usage", "--tenant", "home", "--meter", "nothing").out.split()[:2] == ["PATH", "METER"]
     assert cli("usage", "--since", "soon").status == 2

@@ -148,6 +148,18 @@ def test_an_image_is_removed(live: Live) -> None:
     assert live.call("GET", "/images/..%2f..%2fclachan.db/disk").status_code == 404
 
 
+def test_an_image_that_an_instance_has_is_not_removed(live: Live, hello: str) -> None:
+    sha256 = upload(live, qcow2())
+    live.request("home.machine", hello, parameters={"hello_text": sha256})
+    assert message(live.call("DELETE", f"/images/{sha256}")) == (
+        409,
+        f"image {sha256}: instances home.machine have it, expected none that does",
+    )
+    assert files(live) == [sha256]
+    live.request("home.machine", hello, parameters={"hello_text": "another"})
+    assert live.call("DELETE", f"/images/{sha256}").status_code == 204
+
+
 def test_another_manifest_of_a_ready_image_is_refused(live: Live) -> None:
     disk = qcow2()
     sha256 = upload(live, disk)

@@ -265,7 +265,7 @@ def remove(
 ) -> None:
     """Remove an image from this machine's store and from the controller.
 
-    Nodes that fetched it keep it. Remove none that a machine's disk is based on.
+    The controller keeps one that an instance has. Nodes that fetched it keep it.
     """
     from clachan.cli import image_places
 

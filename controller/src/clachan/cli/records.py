@@ -48,8 +48,11 @@ def usage(
             print_json_list(found)
             return
         table(
-            ["PATH", "METER", "FROM", "TO", "QUANTITY", "NODE"],
-            [(u.path, u.meter, u.window_start, u.window_end, u.quantity, u.node) for u in found],
+            ["PATH", "METER", "FROM", "TO", "QUANTITY", "NODE", "BILLED"],
+            [
+                (u.path, u.meter, u.window_start, u.window_end, u.quantity, u.node, "yes" if u.billable else "no")
+                for u in found
+            ],
         )
 
 

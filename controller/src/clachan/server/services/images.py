@@ -14,11 +14,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import String, cast, select
+from sqlalchemy.orm import Session
 
 from clachan.contract.api import Page
 from clachan.contract.image import ImageSummary, ImageView, Manifest
-from clachan.server.db.models import Image
+from clachan.server.db.models import Image, Instance, Revision
 from clachan.server.decisions import disk_header
 from clachan.server.services.controller import Controller
 from clachan.server.services.pages import Wanted
@@ -28,6 +29,7 @@ BLOCK = 1 << 20
 QUIET_SECONDS = 10
 """An upload that brought no block for so long may be taken over: its connection is dead and nobody has noticed."""
 FORGOTTEN_SECONDS = 86400
+NAMED_USERS = 5
 
 
 class Upload:
@@ -163,11 +165,20 @@ def remove(controller: Controller, sha256: str, author: str) -> None:
         row = change.session.get(Image, sha256)
         if row is None:
             raise NotFound(f"image {sha256}: unknown, expected a declared one")
+        if users := _users(change.session, sha256):
+            raise Conflict(f"image {sha256}: instances {', '.join(users)} have it, expected none that does")
         change.session.delete(row)
         change.event("image_removed", f"image {row.name} {sha256[:12]} removed by {author}", data={"sha256": sha256})
     controller.uploads.pop(sha256, None)
     for path in (_path(controller, sha256), _partial(controller, sha256)):
         path.unlink(missing_ok=True)
+
+
+def _users(session: Session, sha256: str) -> list[str]:
+    """Some of the instances that name the image in a parameter: their nodes may have to fetch it yet."""
+    named = cast(Revision.parameters, String).contains(sha256)
+    query = select(Instance.path).join(Instance.revision).where(named).order_by(Instance.path).limit(NAMED_USERS)
+    return list(session.scalars(query))
 
 
 def prune(controller: Controller) -> None:
