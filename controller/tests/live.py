@@ -252,6 +252,25 @@ def artifact(folder: Path, collection: str, roles: dict[str, dict[str, str]], ve
 
 
 @contextlib.contextmanager
+def counted(live: Live) -> Iterator[list[str]]:
+    """The statements that the controller sends meanwhile."""
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if not statement.startswith(("BEGIN", "PRAGMA")):
+            statements.append(statement)
+
+    from sqlalchemy import event
+
+    engine = live.controller.database.engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+@contextlib.contextmanager
 def running_controller(home: Path, *, process: bool = False, **settings: Any) -> Iterator[Live]:
     """A controller that was made with `init` and serves; `settings` go into its config.json."""
     write_settings(home, settings)

@@ -5,9 +5,9 @@
 
 A *member* is a virtual machine of a cluster, at its own tap `cv<slot>`. Members of one cluster reach each other; what
 else one reaches is its *policy*: `internal` (nothing), `internet` (public addresses), or a list of destinations. Its
-*remote* addresses are members of its cluster on other nodes. *Reserved* networks are never reached by a policy: the
-platform's own addresses and what the operator adds. The *relay* is the way to the controller: one TCP port of
-169.254.1.1, another one for each member.
+*remote* are members of its cluster on other nodes, each by its address and *via* an address of its node. *Reserved*
+networks are never reached by a policy: the platform's own addresses and what the operator adds. The *relay* is the way
+to the controller: one TCP port of 169.254.1.1, another one for each member.
 
 isolation_rules.py has the rules that read the sets, isolation_table.py puts them into the kernel, isolation_links.py
 makes the taps, isolation_node.py keeps the members' records and does it all in an order that never leaves a gap.
@@ -36,6 +36,8 @@ NEVER = [
     "192.0.0.192/32", "::/16", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16", "fd00:ec2::254/128",
     "fe80::/9", "ff00::/8",
 ]  # fmt: skip
+# Never a way to another node: what is no host of a network.
+NO_WAY = ["0.0.0.0/32", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/8", "fe80::/10", "ff00::/8"]
 # Not the internet: IANA's special-purpose registries; of IPv6 only 2000::/3 is public at all.
 SPECIAL = [
     "10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16",
@@ -69,7 +71,7 @@ def member(given):
         "ipv6": _address(tap, "ipv6", given["ipv6"]) if given.get("ipv6") else None,
         "relay_port": port,
         "policy": policy(tap, given["policy"]),
-        "remote": sorted(_address(tap, "remote", one) for one in given.get("remote") or []),
+        "remote": _remote(tap, given.get("remote") or []),
     }
 
 
@@ -86,15 +88,30 @@ def _mac(tap, mac):
     return mac
 
 
-def _address(tap, what, text):
-    versions = {"ipv4": (4,), "ipv6": (6,), "remote": (4, 6)}[what]
+def _address(tap, what, text, never=tuple(NEVER)):
+    versions = {"ipv4": (4,), "ipv6": (6,)}.get(what, (4, 6))
     try:
         address = ipaddress.ip_address(text if isinstance(text, str) and "%" not in text else "")
     except ValueError:
         address = None
-    if address is None or address.version not in versions or _inside(address, NEVER):
+    if address is None or address.version not in versions or _inside(address, never):
         raise IsolationError("%s of tap %s: %s, expected the address of a host" % (what, tap, _shown(text)))
     return str(address)
+
+
+def _remote(tap, given):
+    found = {}
+    for one in given:
+        if not isinstance(one, dict) or set(one) != {"address", "via"}:
+            raise IsolationError("remote of tap %s: %s, expected address and via" % (tap, _shown(one)))
+        address = _address(tap, "address of a remote", one["address"])
+        via = _address(tap, "via of a remote", one["via"], NO_WAY)
+        if address in found or (":" in address) != (":" in via):
+            raise IsolationError(
+                "remote of tap %s: %s via %s, expected each address once and both of one family" % (tap, address, via)
+            )
+        found[address] = via
+    return [{"address": address, "via": found[address]} for address in sorted(found)]
 
 
 def _inside(address, networks):
@@ -168,15 +185,17 @@ def elements(members, reserved):
     members = list(members)
     sets = {
         "source4": set(), "source6": set(), "sender": set(), "peers": set(), "remote4": set(), "remote6": set(),
-        "relay": set(), "internet": set(), "networks4": set(), "networks6": set(), "protocols4": set(),
-        "protocols6": set(), "ports4": set(), "ports6": set(),
+        "ways4": set(), "ways6": set(), "relay": set(), "internet": set(), "networks4": set(), "networks6": set(),
+        "protocols4": set(), "protocols6": set(), "ports4": set(), "ports6": set(),
     }  # fmt: skip
     for one in members:
         _add_sources(sets, one)
         _add_policy(sets, one)
         sets["relay"].add((one["tap"], str(one["relay_port"])))
-        for address in one["remote"]:
-            sets["remote%d" % ipaddress.ip_address(address).version].add((one["tap"], address))
+        for other in one["remote"]:
+            version = ipaddress.ip_address(other["address"]).version
+            sets["remote%d" % version].add((one["tap"], other["address"]))
+            sets["ways%d" % version].add((one["tap"], other["address"], other["via"]))
     for taps in _clusters(members).values():
         sets["peers"].update((one, other) for one in taps for other in taps if one != other)
     sets["never4"], sets["never6"] = _families(NEVER + list(reserved))

@@ -1,10 +1,14 @@
 # Copyright: (c) The Clachan maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The host's end of each member's link: a persistent tap, its addresses, its two host routes, its kernel settings.
+"""The host's end of each member's link: a persistent tap, its addresses, its two host routes, its kernel settings; and
+the host routes to members on other nodes.
 
 There is no bridge: each link has two ends, the guest and the host, which routes. The host is 169.254.1.1 and fe80::1 at
 all of them, so a guest's configuration is the same wherever it runs, and the tap takes no address of the platform's.
+
+The routes to other nodes have a protocol number and a metric of their own: those of others are neither taken for ours
+nor replaced. Several members may want the same one.
 """
 
 from __future__ import annotations
@@ -18,6 +22,9 @@ from ansible_collections.clachan.platform.plugins.module_utils.isolation_table i
 
 SETTINGS = "/proc/sys/net"
 HOST_ADDRESSES = {GATEWAY + "/32": ("scope", "link"), GATEWAY6 + "/64": ("scope", "link", "nodad")}
+PROTOCOL = METRIC = "108"
+KERNEL = "2"
+"""The kernel's own routes; with -N numbers stand for the names that a machine gives to protocols."""
 FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
 # What a guest says never changes the host: no redirects, no routes or addresses announced, no answers for addresses
 # that the host has elsewhere, no packets whose source is not behind this tap (the rules say that too).
@@ -38,13 +45,17 @@ class Links:
 
     def __init__(self):
         self.ip = program("ip", "iproute2")
+        self._ways = {}
 
     def read(self):
-        """The interface of each name, with its `routes`."""
+        """The interface of each name, with its `routes`; those to other nodes are kept for `ways`."""
         found = {one["ifname"]: dict(one, routes=set()) for one in self._listed("-d", "address", "show")}
+        self._ways = {}
         for family in ("-4", "-6"):
-            for route in self._listed(family, "route", "show", "table", "main"):
-                if route.get("dev") in found and route.get("protocol") != "kernel":
+            for route in self._listed("-N", family, "route", "show", "table", "main"):
+                if route.get("protocol") == PROTOCOL:
+                    self._ways[route["dst"]] = route.get("gateway")
+                elif route.get("dev") in found and route.get("protocol") != KERNEL:
                     found[route["dev"]]["routes"].add(route["dst"])
         return found
 
@@ -111,6 +122,42 @@ class Links:
             steps.append(_ip("route %s of %s" % (one, tap), "route", "replace", one, "dev", tap))
         return steps
 
+    def ways(self, members, newest=None):
+        """Steps that make the routes to members on other nodes; and which of those nodes are not reached, with why.
+
+        `newest`: the member that says it last, whose nodes are told; another may still have the former way of a node.
+        """
+        wanted, steps, refused = _wanted_ways(members, newest), [], {}
+        told = {one["address"] for one in newest["remote"]} if newest else wanted.keys()
+        unreached = set()
+        for address, via in sorted(self._ways.items()):
+            if address not in wanted:
+                steps.append(_way_gone(address, via))
+        for address, vias in sorted(wanted.items()):
+            if self._ways.get(address) not in vias:
+                via = min(vias)
+                if via not in refused:
+                    refused[via] = self._refusal(via)
+                if refused[via]:
+                    if address in told:
+                        unreached.add("%s: %s" % (via, refused[via]))
+                    if address in self._ways:
+                        steps.append(_way_gone(address, self._ways[address]))
+                else:
+                    words = ("route", "replace", address, "via", via, "proto", PROTOCOL, "metric", METRIC)
+                    steps.append(_ip("route %s via %s" % (address, via), *words))
+        return steps, sorted(unreached)
+
+    def _refusal(self, via):
+        """Why no packet can be handed to that address; None when it is on a network of this machine."""
+        try:
+            way = self._listed("route", "get", via)[0]
+        except IsolationError:
+            return "no route"
+        if way.get("type") == "local":
+            return "is this machine"
+        return "not on a network of this machine" if "gateway" in way or re.fullmatch(TAP, way["dev"]) else None
+
     def absent(self, tap, found):
         """Steps after which nothing of the link is there; its addresses and routes go with it."""
         check_kind(tap, found)
@@ -136,6 +183,20 @@ class Links:
 
 def _ip(what, *words):
     return what, "ip", words
+
+
+def _wanted_ways(members, newest):
+    wanted = {}
+    for member in members:
+        for one in member["remote"]:
+            wanted.setdefault(one["address"], set()).add(one["via"])
+    wanted.update((one["address"], {one["via"]}) for one in (newest or {}).get("remote", ()))
+    return wanted
+
+
+def _way_gone(address, via):
+    words = ("route", "delete", address, "proto", PROTOCOL, "metric", METRIC)
+    return _ip("route %s via %s delete" % (address, via), *words)
 
 
 def _gone(kind, value, tap):

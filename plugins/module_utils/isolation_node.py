@@ -7,9 +7,9 @@
 isolation_table.py), `table.nft` (all of it as nft text: an operator's nftables.conf that begins with `flush ruleset`
 can include it, so that one transaction takes and gives) and `.lock`.
 
-A member comes: record, table, forwarding, tap. It goes: tap, record, table, tracked connections. So a tap never lives
-without the table, nothing is forwarded before it, and after a kill at any point the same call again, or `restore`, ends
-what was begun.
+A member comes: record, table, forwarding, tap, routes to other nodes. It goes: tap, record, table, those routes,
+tracked connections. So a tap never lives without the table, nothing is forwarded before it, and after a kill at any
+point the same call again, or `restore`, ends what was begun.
 """
 
 from __future__ import annotations
@@ -40,15 +40,19 @@ class Node:
         self.table = Table(home, self._path("rules.json"))
         self.links = Links()
         self.changes = []
+        self.unreached = []
+        """Addresses of other nodes to which no route could be made, each with why."""
 
     def present(self, member):
         uid = _uid(member)
         with self._locked():
             isolation.check_apart(member, self._members().values())
             self._keep(member["tap"] + ".json", member, "record %s" % member["tap"])
-            self._table(dict(self._members(), **{member["tap"]: member}))
+            members = dict(self._members(), **{member["tap"]: member})
+            self._table(members)
             self._steps(self.links.forwarding())
             self._steps(self.links.present(member, uid, self.links.read().get(member["tap"])))
+            self._ways(members, member)
         return self.changes
 
     def absent(self, tap):
@@ -59,6 +63,7 @@ class Node:
             self._remove(tap + ".json", "record %s" % tap)
             others = [name for name in taps(found) if name != tap]
             self._table(members, bool(members or others))
+            self._ways(members)
             if gone and not self.check:
                 forget([gone[key] for key in ("ipv4", "ipv6") if gone[key]])
         return self.changes
@@ -74,6 +79,7 @@ class Node:
             for tap, member in sorted(members.items()):
                 steps += self.links.present(member, _uid(member), found.get(tap))
             self._steps(steps)
+            self._ways(members)
         return self.changes
 
     def reserve(self, networks):
@@ -87,6 +93,11 @@ class Node:
     def record(self, tap):
         """The member at the tap, as its record has it; None when there is none."""
         return self._read(tap + ".json")
+
+    def look(self):
+        """The members by tap, the tables in the kernel (None: not there), and the elements that they shall have."""
+        members = self._members()
+        return members, self.table.read(), isolation.elements(members.values(), self._networks())
 
     def strays(self):
         """Taps without a member: nothing passes them."""
@@ -119,6 +130,11 @@ class Node:
         self.changes += [step[0] for step in steps]
         if not self.check:
             self.links.apply(steps)
+
+    def _ways(self, members, newest=None):
+        steps, unreached = self.links.ways(members.values(), newest)
+        self.unreached += unreached
+        self._steps(steps)
 
     def _networks(self):
         if getattr(self, "_reserved", None) is None:

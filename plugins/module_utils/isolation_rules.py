@@ -23,6 +23,8 @@ SETS = {
     "peers": ("inet", ("ifname", "ifname")),
     "remote4": ("inet", ("ifname", "ipv4_addr")),
     "remote6": ("inet", ("ifname", "ipv6_addr")),
+    "ways4": ("inet", ("ifname", "ipv4_addr", "ipv4_addr")),
+    "ways6": ("inet", ("ifname", "ipv6_addr", "ipv6_addr")),
     "relay": ("inet", ("ifname", "inet_service")),
     "internet": ("inet", ("ifname",)),
     "networks4": ("inet", ("ifname", "ipv4_addr")),
@@ -85,20 +87,21 @@ CHAINS = {
     ),
     # From tap to tap by membership alone, never by a tracked connection: that may be older than a member.
     ("inet", "between"): ("", ["iifname . oifname @peers goto allowed", _REFUSE]),
+    # To another node's member only by that node: were its route gone, the default one would carry it to anybody.
     ("inet", "leaving"): (
         "",
         [
-            "iifname . ip daddr @remote4 goto allowed",
-            "iifname . ip6 daddr @remote6 goto allowed",
+            "iifname . ip daddr . rt ip nexthop @ways4 goto allowed",
+            "iifname . ip6 daddr . rt ip6 nexthop @ways6 goto allowed",
             *_destinations("iifname", "daddr", "dport", "goto allowed"),
         ],
     ),
-    # Answers pass as long as the policy still allows to ask.
+    # From another node's member only where its route leads out. Answers pass as long as the policy still allows to ask.
     ("inet", "arriving"): (
         "",
         [
-            "oifname . ip saddr @remote4 accept",
-            "oifname . ip6 saddr @remote6 accept",
+            "oifname . ip saddr @remote4 fib saddr . iif oif exists accept",
+            "oifname . ip6 saddr @remote6 fib saddr . iif oif exists accept",
             _ERRORS,
             "ct state established ct direction reply goto answers",
             _REFUSE,
@@ -139,13 +142,14 @@ CHAINS = {
             _REFUSE,
         ],
     ),
-    # Private addresses mean nothing outside; members of a cluster know each other by them.
+    # Private addresses mean nothing outside; members of a cluster know each other by them. What is rewritten to what
+    # it is no other table rewrites.
     ("inet", "disguise"): (
         "type nat hook postrouting priority 95",
         [
             'iifname "cv*" oifname "cv*" accept',
-            "iifname . ip daddr @remote4 accept",
-            "iifname . ip6 daddr @remote6 accept",
+            "iifname . ip daddr @remote4 snat ip to ip saddr",
+            "iifname . ip6 daddr @remote6 snat ip6 to ip6 saddr",
             'iifname "cv*" masquerade',
         ],
     ),

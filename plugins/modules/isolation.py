@@ -66,10 +66,21 @@ options:
     type: raw
     default: internal
   remote:
-    description: Addresses of members of the cluster on other nodes.
+    description:
+      - Members of the cluster on other nodes. Each is reached with its own address, by a host route of the protocol
+        number 108, which goes with the last member of this machine that wants it.
     type: list
-    elements: str
+    elements: dict
     default: []
+    suboptions:
+      address:
+        description: The member's address, IPv4 or IPv6.
+        type: str
+        required: true
+      via:
+        description: The address of its node, of the same family and on a network of this machine.
+        type: str
+        required: true
   reserved:
     description:
       - Networks that no policy reaches, that is the platform's own addresses and what the operator adds.
@@ -99,6 +110,9 @@ EXAMPLES = r"""
       - cidr: 192.0.2.0/24
         protocol: tcp
         port: 443
+    remote:
+      - address: 10.77.32.16
+        via: 198.51.100.7
 
 - name: Remove it
   clachan.platform.isolation:
@@ -117,6 +131,12 @@ changes:
   type: list
   elements: str
   sample: [record cv3, table inet clachan, tap cv3]
+unreached:
+  description: Addresses of other nodes by which no member can be reached, and why.
+  returned: O(state=present) and O(state=restored)
+  type: list
+  elements: str
+  sample: ["198.51.100.7: not on a network of this machine"]
 strays:
   description: Taps without a member. Nothing passes them.
   returned: O(state=restored)
@@ -143,7 +163,12 @@ OPTIONS = {
     "ipv6": {"type": "str"},
     "relay_port": {"type": "int"},
     "policy": {"type": "raw", "default": "internal"},
-    "remote": {"type": "list", "elements": "str", "default": []},
+    "remote": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {"address": {"type": "str", "required": True}, "via": {"type": "str", "required": True}},
+    },
     "reserved": {"type": "list", "elements": "str"},
 }
 
@@ -159,10 +184,10 @@ def work(params, check):
     if params["reserved"] is not None:
         node.reserve(params["reserved"])
     if params["state"] == "restored":
-        changes = node.restore()
-        return _result(changes, {}, {}, strays=node.strays())
-    changes = node.present(member) if member else node.absent(tap)
-    return _result(changes, before or {}, member or {})
+        return _result(node.restore(), {}, {}, unreached=node.unreached, strays=node.strays())
+    if member:
+        return _result(node.present(member), before or {}, member, unreached=node.unreached)
+    return _result(node.absent(tap), before or {}, {})
 
 
 def _result(changes, before, after, **more):

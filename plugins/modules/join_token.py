@@ -25,6 +25,13 @@ options:
     description: The node's labels.
     type: dict
     default: {}
+  links:
+    description:
+      - Where other nodes reach the machine directly, an IPv4 and an IPv6 address or one of them, for clusters that are
+        on several nodes. Only a machine of the operator has some.
+    type: list
+    elements: str
+    default: []
   seconds:
     description: How long the token can be used, from 60 to 604800.
     type: int
@@ -44,6 +51,7 @@ EXAMPLES = r"""
 - name: Let a second machine join
   clachan.platform.join_token:
     node: cellar
+    links: [192.0.2.7, "2001:db8::7"]
     dest: /run/cellar.token
 """
 
@@ -72,6 +80,7 @@ OPTIONS = {
     "node": {"type": "str", "required": True},
     "owner": {"type": "str"},
     "labels": {"type": "dict", "default": {}},
+    "links": {"type": "list", "elements": "str", "default": []},
     "seconds": {"type": "int", "default": 3600},
     "dest": {"type": "path"},
 }
@@ -99,7 +108,7 @@ class JoinToken:
         return result
 
     def _declaration(self):
-        given = {key: self._params[key] for key in ("node", "owner", "labels", "seconds")}
+        given = {key: self._params[key] for key in ("node", "owner", "labels", "links", "seconds")}
         return {key: value for key, value in given.items() if value is not None}
 
     def _difference(self, joined):

@@ -247,7 +247,8 @@ def test_join_token_into_a_file(platform: Platform, run_module: Module, tmp_path
     file = tmp_path / "attic.token"
     file.write_text("old")
     file.chmod(0o644)
-    arguments = platform.arguments(node="attic", dest=str(file), seconds=60, labels={"site": "home"})
+    more = {"labels": {"site": "home"}, "links": ["192.0.2.7"]}
+    arguments = platform.arguments(node="attic", dest=str(file), seconds=60, **more)
     assert run_module("join_token", arguments, check=True)["changed"] is True
     assert file.read_text() == "old"
     made = run_module("join_token", arguments)
@@ -263,6 +264,8 @@ def test_join_token_says_what_is_wrong(platform: Platform, run_module: Module) -
     done = run_module("join_token", platform.arguments(node="attic", seconds=1))
     assert done["failed"] is True
     assert done["field"] == "seconds"
+    done = run_module("join_token", platform.arguments(node="attic", links=["127.0.0.1"]))
+    assert (done["failed"], done["field"]) == (True, "links")
 
 
 def test_infos(platform: Platform, run_module: Module) -> None:

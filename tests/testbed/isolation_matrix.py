@@ -31,6 +31,7 @@ RESERVED = ["10.0.0.0/8", "fd42:7::/32"]
 PUBLIC = {4: "9.9.9.9", 6: "2620:fe::9"}
 LAN = {4: "192.168.50.10", 6: "fd50::10"}
 NODE = {4: "192.168.50.2", 6: "fd50::2"}
+ROUTER = {4: "192.168.50.1", 6: "fd50::1"}
 REMOTE = {4: "10.66.0.17", 6: "fd42:7:66::17"}
 ELSEWHERE = {4: "10.66.0.18", 6: "fd42:7:66::18"}
 METADATA = {4: "169.254.169.254", 6: "fd00:ec2::254"}
@@ -69,7 +70,7 @@ def member(name: str) -> dict[str, Any]:
         "ipv6": f"fd42:7:77:1::{16 + index:x}",
         "relay_port": 20000 + 20 * index,
         "policy": policy,
-        "remote": list(REMOTE.values()) if cluster == "acme.web" else [],
+        "remote": [{"address": REMOTE[f], "via": ROUTER[f]} for f in (4, 6) if cluster == "acme.web"],
     }
 
 
@@ -80,7 +81,7 @@ def guests(network: Network) -> list[Guest]:
 def build_world(network: Network) -> None:
     """The uplink, and beyond it a router that has every address which somebody might want to reach."""
     network.wire(network.node, "up0", network.world, "down0")
-    for family, length, router in ((4, 24, "192.168.50.1"), (6, 64, "fd50::1")):
+    for family, length, router in ((4, 24, ROUTER[4]), (6, 64, ROUTER[6])):
         network.ip(network.node, f"address add {NODE[family]}/{length} dev up0{' nodad' if family == 6 else ''}")
         network.ip(network.world, f"address add {router}/{length} dev down0{' nodad' if family == 6 else ''}")
         network.ip(network.node, f"route replace default via {router}")

@@ -17,7 +17,12 @@ def test_prefix_is_a_unique_local_48():
 
 def test_first_node_and_slot():
     node = addresses.node_addresses(PREFIX, "loopback", 0, 0, reach="10.9.9.9")
-    assert node.model_dump() == {"ipv4": "127.0.16.0/20", "ipv6": "fd01:203:405:1::/64", "reach": "10.9.9.9"}
+    assert node.model_dump() == {
+        "ipv4": "127.0.16.0/20",
+        "ipv6": "fd01:203:405:1::/64",
+        "reach": "10.9.9.9",
+        "links": [],
+    }
     slot = addresses.slot(node, 3, user="clachan_003", slots_directory="/srv/slots", capacity=Capacity(memory_mib=7))
     assert slot.model_dump() == {
         "name": "s003",
@@ -35,7 +40,7 @@ def test_a_vm_has_the_address_of_its_slot_and_its_slots_share_it(plan):
     host = addresses.node_addresses(PREFIX, "private", 4, 7)
     own = addresses.slot_addresses(host, 3)
     vm = addresses.node_addresses(PREFIX, plan, 4, addresses.vm_number(7, 3), reach="10.9.9.9")
-    assert vm.model_dump() == {"ipv4": f"{own.ipv4}/32", "ipv6": f"{own.ipv6}/128", "reach": "10.9.9.9"}
+    assert (vm.ipv4, vm.ipv6, vm.reach) == (f"{own.ipv4}/32", f"{own.ipv6}/128", "10.9.9.9")
     slots = [addresses.slot(vm, index, user="u", slots_directory="/s", capacity=Capacity()) for index in (0, 1)]
     assert [slot.addresses for slot in slots] == [own, own]
     assert slots[0].ports.first + slots[0].ports.count == slots[1].ports.first
@@ -50,6 +55,17 @@ def test_all_nodes_have_networks_of_their_own(offset, plan):
         assert ip_network(node.ipv6).subnet_of(ip_network(PREFIX))
         assert ip_network(node.ipv4).subnet_of(ip_network("127.0.0.0/8" if plan == "loopback" else "10.0.0.0/8"))
         assert ip_address("127.0.0.1") not in ip_network(node.ipv4)
+
+
+@given(offset=st.integers(0, 2**32), number=st.integers(0, addresses.NODES - 1), index=st.integers(0, 2**12 - 1))
+def test_an_address_tells_the_number_of_its_node(offset, number, index):
+    node = ip_network(addresses.node_addresses(PREFIX, "private", offset, number).ipv4)
+    assert addresses.number_at(offset, node[index]) == number
+
+
+@pytest.mark.parametrize("outside", ["9.255.255.255", "10.0.0.1", "10.0.15.255", "11.0.0.0", "192.168.0.1"])
+def test_an_address_outside_the_plan_is_no_nodes(outside):
+    assert addresses.number_at(4000, ip_address(outside)) is None
 
 
 def test_every_number_of_a_plan_has_its_own_network():

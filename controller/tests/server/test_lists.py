@@ -1,30 +1,7 @@
 """Every list comes in pages, and costs the same number of queries however long it is."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
-from live import Live, Node, usage_fact
-from sqlalchemy import event
-
-
-@contextmanager
-def counted(live: Live) -> Iterator[list[str]]:
-    """The statements that the controller sends meanwhile."""
-    statements: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if not statement.startswith(("BEGIN", "PRAGMA")):
-            statements.append(statement)
-
-    engine = live.controller.database.engine
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield statements
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
-
+from live import Live, Node, counted, usage_fact
 
 LISTS = [
     "/accounts",

@@ -7,8 +7,9 @@ import pytest
 from alembic import command
 from clachan.server.db import migrate
 from clachan.server.db.engine import Database
+from clachan.server.db.models import JoinToken, Node
 from live import database_settings
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
 AT = "2026-01-31T12:00:00.000Z"
@@ -84,6 +85,8 @@ def test_nothing_is_lost_when_nodes_learn_of_vms(tmp_path: Path) -> None:
             ("owned", False),
         ]
         assert session.execute(text("SELECT DISTINCT vm_id, generation FROM node")).all() == [(None, None)]
+        for table in (Node, JoinToken):
+            assert {tuple(links) for links in session.scalars(select(table.links))} == {()}
     with database.write() as session:
         session.execute(text("UPDATE node SET vm_id = 'i' WHERE id = 'owned'"))
     for wrong in ("UPDATE node SET vm_id = 'i' WHERE id = 'machine'", "UPDATE node SET vm_id = 'nobody'"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from clachan.server.api.app import create_app
 from clachan.server.api.permissions import MATRIX
-from live import API, Caller, Live, artifact, role
+from live import API, Caller, Live, artifact, role, running_controller
 
 
 def concrete(template: str) -> str:
@@ -98,6 +98,20 @@ def test_a_member_sees_the_nodes_that_its_tenants_own(live: Live) -> None:
     seen = member.ok("GET", "/inventory")["clachan_inventory"]
     assert (list(seen["records"]), seen["groupings"]) == (["ours"], {"nodes": ["ours"]})
     assert seen["records"]["ours"]["clachan_node"]["vm"] is None
+
+
+def test_a_member_examines_the_nodes_that_its_tenants_own(tmp_path: Path) -> None:
+    with running_controller(tmp_path, answer_seconds=1) as live:
+        live.tenant("foreign")
+        for node, owner in (("ours", "home"), ("theirs", "foreign"), ("operators", None)):
+            live.join(node, **({"owner": owner} if owner else {}))
+        member = live.as_user("mia", "member", ["home"])
+        assert member.call("GET", "/nodes/ours/doctor").status_code == 504
+        unknown = member.call("GET", "/nodes/nosuch/doctor")
+        assert unknown.status_code == 404
+        for node in ("theirs", "operators"):
+            assert member.call("GET", f"/nodes/{node}/doctor").text == unknown.text.replace("nosuch", node)
+            assert live.call("GET", f"/nodes/{node}/doctor").status_code == 504
 
 
 def test_an_instance_sees_only_itself(callers: dict[str, Caller], shared: Live) -> None:

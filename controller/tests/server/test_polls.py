@@ -107,6 +107,41 @@ def test_a_node_that_does_not_answer_is_a_timeout(tmp_path: Path) -> None:
         assert response.json()["error"]["message"] == "node: no answer within 1 s, expected its agent to run"
 
 
+FINDINGS = [
+    {"kind": "agent", "name": "key", "ok": True, "found": "readable by its owner only", "expected": ""},
+    {"kind": "tap", "name": "cv7", "ok": False, "found": "a tap", "expected": "none: no member is at it"},
+]
+
+
+def test_a_node_is_asked_how_it_is(live: Live, node: Node) -> None:
+    asking = POOL.submit(live.call, "GET", f"/nodes/{node.name}/doctor")
+    (question,) = wait(node, "/nodes/self/questions", None).result(10).json()["questions"]
+    assert question == {"id": question["id"], "kind": "doctor"}
+    node.ok("POST", f"/nodes/self/answers/{question['id']}", {"findings": FINDINGS})
+    assert asking.result(10).json() == {"findings": FINDINGS}
+
+    asking = POOL.submit(live.call, "GET", f"/nodes/{node.name}/doctor")
+    (question,) = wait(node, "/nodes/self/questions", None).result(10).json()["questions"]
+    node.ok("POST", f"/nodes/self/answers/{question['id']}", {})
+    answer = asking.result(10)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (503, "node here: no findings, expected some")
+
+
+def test_who_has_taken_up_the_question_has_more_time(tmp_path: Path) -> None:
+    with running_controller(tmp_path / "home", answer_seconds=1) as live:
+        node = live.join("here")
+        response = live.call("GET", "/nodes/here/doctor")
+        assert (response.status_code, response.json()["error"]["message"]) == (
+            504,
+            "node here: no answer within 1 s, expected its agent to run",
+        )
+        asking = POOL.submit(live.call, "GET", "/nodes/here/doctor")
+        (question,) = wait(node, "/nodes/self/questions", None).result(10).json()["questions"]
+        time.sleep(1.5)
+        node.ok("POST", f"/nodes/self/answers/{question['id']}", {"findings": FINDINGS})
+        assert asking.result(10).json() == {"findings": FINDINGS}
+
+
 def test_a_question_does_not_go_with_a_lost_connection(live: Live, node: Node, hello: str) -> None:
     import contextlib
 

@@ -149,7 +149,7 @@ def test_a_vm_has_its_ports_for_itself(tmp_path: Path, live: Live, node: Node) -
     live.register(artifact(tmp_path, "acme.machines", {"box": files}))
     live.supply("here", "acme.machines.box")
     live.request("home.box", "acme.machines.box")
-    for asked, port in ((None, 22), (443, 443)):
+    for asked, port in ((None, 22), (443, 443), ("console", "console"), ("vnc", "vnc")):
         opening = POOL.submit(live.call, "POST", "/instances/home.box/streams", {"port": asked})
         (question,) = node.ok("GET", "/nodes/self/questions", headers={"prefer": "wait=20"})["questions"]
         assert (question["port"], question["any_port"]) == (port, True)
@@ -161,13 +161,15 @@ def test_what_cannot_be_connected_to(live: Live, node: Node, hello: str, one: st
     ports = live.ok("GET", f"/instances/{one}")["slot"]["ports"]
     first, last = ports["first"], ports["first"] + 19
 
-    def said(path: str, port: int | None = None) -> tuple[int, str]:
+    def said(path: str, port: int | str | None = None) -> tuple[int, str]:
         response = live.call("POST", f"/instances/{path}/streams", {"port": port})
         return response.status_code, response.json()["error"]["message"]
 
     for port in (22, first - 1, last + 1):
         assert said(one, port) == (422, f"port {port} of {one}: not of its slot, expected {first} to {last}")
-    for port in (0, 65536):
+    for outlet in ("console", "vnc"):
+        assert said(one, outlet) == (422, f"{outlet} of {one}: its software makes no machine, expected a VM")
+    for port in (0, 65536, "22", "log", True):
         assert said(one, port)[0] == 422
     assert said("home.gone") == (404, "instance home.gone: unknown, expected one that exists")
     live.request("home.far", hello, placement={"labels": {"zone": "mars"}})

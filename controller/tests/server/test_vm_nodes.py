@@ -220,7 +220,7 @@ def test_a_vm_has_a_routable_address_and_its_slots_share_it(live: Live, host: No
     assert [slot["addresses"] for slot in slots] == [own, own]
     assert [slot["ports"]["first"] for slot in slots] == [20000, 20020]
     shown = node.slice()["records"][node.name]["clachan_node"]
-    assert shown["addresses"] == {"ipv4": f"{own['ipv4']}/32", "ipv6": f"{own['ipv6']}/128", "reach": None}
+    assert shown["addresses"] == {"ipv4": f"{own['ipv4']}/32", "ipv6": f"{own['ipv6']}/128", "reach": None, "links": []}
     # it took no number of the machines'
     with live.controller.read() as session:
         numbers = {row.name: row.number for row in session.scalars(select(NodeRow)).unique()}

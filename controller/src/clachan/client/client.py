@@ -14,6 +14,7 @@ from clachan.contract.api import (
     AccountView,
     Declaration,
     EventView,
+    Findings,
     Health,
     InstanceView,
     JoinTokenDeclaration,
@@ -41,6 +42,7 @@ from clachan.contract.software import SoftwareView
 
 UPLOAD_SECONDS = 300.0
 LOGS_SECONDS = 20.0
+DOCTOR_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ class Client(NodeRoutes, ImageRoutes):
 
     def revoke_node(self, name: str) -> None:
         self._delete(f"{API}/nodes/{name}")
+
+    def examine_node(self, name: str) -> Findings:
+        """What is on a node against what should be; ApiError timeout when it does not answer."""
+        path = f"{API}/nodes/{name}/doctor"
+        return self._parsed(self._once("GET", path, answer_seconds=DOCTOR_SECONDS), Findings)
 
     def register_software(self, artifact: Path) -> list[SoftwareView]:
         """Upload a collection's artifact (tar.gz); answers every software in it."""

@@ -6,11 +6,13 @@ from pydantic import Field, JsonValue, StringConstraints
 
 from clachan.contract import Document
 from clachan.contract.inventory import NodeAddresses, ObservedState, Slot, WantedState
-from clachan.contract.names import Fqcn, Name, Path, Sha256
+from clachan.contract.names import Fqcn, Links, Name, Path, Sha256
 
 Text = Annotated[str, StringConstraints(max_length=4000)]
 Role = Literal["admin", "operator", "member"]
 Port = Annotated[int, Field(ge=1, le=65535)]
+StreamPort = Port | Literal["console", "vnc"]
+"""Where a stream leads: a TCP port, or the serial console or the screen of a VM."""
 T = TypeVar("T")
 
 
@@ -174,6 +176,8 @@ class JoinTokenDeclaration(Document):
     node: Name
     owner: Name | None = None
     labels: dict[Name, str] = {}
+    links: Links = []
+    """Where other nodes reach the machine."""
     seconds: Annotated[int, Field(ge=60, le=7 * 86400)] = 3600
 
 
@@ -253,6 +257,7 @@ class NodeChange(Document):
     labels: dict[Name, str] | None = None
     state: Literal["active", "drained"] | None = None
     reach: str | None = None
+    links: Links | None = None
 
 
 class SupplyDeclaration(Document):
@@ -330,22 +335,44 @@ class ConnectQuestion(Document):
     id: str
     kind: Literal["connect"]
     instance: str
-    port: Port
+    port: StreamPort
     any_port: bool
     """The port need not be one of the slot's: its address belongs to the instance alone."""
 
 
-Question = Annotated[LogsQuestion | ConnectQuestion, Field(discriminator="kind")]
+class DoctorQuestion(Document):
+    """How is what is on the node?"""
+
+    id: str
+    kind: Literal["doctor"]
+
+
+Question = Annotated[LogsQuestion | ConnectQuestion | DoctorQuestion, Field(discriminator="kind")]
 
 
 class Questions(Document):
     questions: list[Question]
 
 
+class Finding(Document):
+    """One thing on a node: `found` is what is there, `expected` what should be, when it is not `ok`."""
+
+    kind: str
+    name: str
+    ok: bool
+    found: str
+    expected: str = ""
+
+
+class Findings(Document):
+    findings: list[Finding]
+
+
 class Answer(Document):
     """`logs`: service -> text."""
 
     logs: dict[str, str] = {}
+    findings: list[Finding] = []
     error: str | None = None
 
 
@@ -356,7 +383,7 @@ class LogsView(Document):
 class StreamDeclaration(Document):
     """`POST /instances/{path}/streams`: a connection to a port of the instance."""
 
-    port: Port | None = None
+    port: StreamPort | None = None
     """Default: 22 of a VM, else the slot's first."""
 
 
@@ -365,7 +392,7 @@ class StreamView(Document):
     connection of its own."""
 
     id: str
-    port: Port
+    port: StreamPort
 
 
 class Health(Document):

@@ -29,6 +29,8 @@ class NodeAddresses(Document):
     """The /64 of the node's slots; of a VM its one address."""
     reach: str | None = None
     """Where an operator's SSH reaches the node; set by an operator, never reported by the node."""
+    links: list[str] = []
+    """Where other nodes reach it directly, at most one IPv4 and one IPv6; set by an operator too."""
 
 
 class NodeVariables(Document):
@@ -75,6 +77,17 @@ class Child(Document):
     published: dict[str, JsonValue]
 
 
+class RemoteMember(Document):
+    """A VM of the same cluster on another node."""
+
+    path: Path
+    node: Name
+    ipv4: str
+    ipv6: str
+    links: list[str]
+    """Where its node is reached from the instance's node: at most one address of each family, one that both have."""
+
+
 class InstanceVariables(Document):
     """`clachan_instance`: an instance host; its parameters stand beside it as host variables."""
 
@@ -93,6 +106,8 @@ class InstanceVariables(Document):
     children: dict[Name, Child]
     sealed: list[str]
     """Names of the host variables whose values are secrets. In a slice they are there, elsewhere they read <secret>."""
+    remote: list[RemoteMember] = []
+    """Of a VM; only what operators and nodes get has it."""
 
 
 class SoftwareArtifact(Document):

@@ -1,6 +1,7 @@
 """Names: an instance's path is `tenant.root[.child...]`, host name, URL and unique key in one."""
 
 import re
+from ipaddress import ip_address
 from typing import Annotated
 
 from pydantic import AfterValidator, StringConstraints
@@ -30,6 +31,28 @@ Name = Annotated[str, _matches(NAME, "name")]
 Path = Annotated[str, StringConstraints(max_length=255), _matches(PATH, "path")]
 Fqcn = Annotated[str, StringConstraints(max_length=128), _matches(FQCN, "software")]
 Sha256 = Annotated[str, _matches(r"[0-9a-f]{64}", "sha256")]
+
+
+def _links(given: list[str]) -> list[str]:
+    found: dict[int, str] = {}
+    for text in given:
+        try:
+            one = ip_address(text)
+        except ValueError:
+            break
+        inner = one.is_loopback or one.is_link_local or one.is_unspecified or "%" in text
+        if inner or one.is_multicast or one.is_reserved or one.version in found:
+            break
+        found[one.version] = str(one)
+    else:
+        return [found[version] for version in sorted(found)]
+    raise ValueError(
+        f"links {given}, expected at most one IPv4 and one IPv6 address of a host, neither loopback nor link-local"
+    )
+
+
+Links = Annotated[list[str], AfterValidator(_links)]
+"""Where other nodes reach a node: IPv4 first."""
 
 
 def is_name(value: str) -> bool:

@@ -22,6 +22,8 @@ GIVEN = {
     "policy": "internal",
     "remote": [],
 }
+FAR = {"address": "10.66.0.17", "via": "192.0.2.7"}
+FAR6 = {"address": "fd42::2", "via": "2001:db8::7"}
 
 
 def made(index=0, **more):
@@ -36,15 +38,15 @@ def made(index=0, **more):
 
 
 def test_a_record_is_a_member_again():
-    one = made(policy=[{"cidr": "192.0.2.0/24", "protocol": "tcp", "port": 443}], remote=["10.66.0.17"])
+    one = made(policy=[{"cidr": "192.0.2.0/24", "protocol": "tcp", "port": 443}], remote=[FAR])
     assert member(one) == one
     assert sorted(one) == sorted([*GIVEN, "format"])
 
 
 def test_one_spelling_of_addresses():
-    one = made(mac="52:54:00:AB:CD:EF", ipv6="FD42:0007:0:0:0:0:0:1", remote=["fd42::2", "10.66.0.17"])
+    one = made(mac="52:54:00:AB:CD:EF", ipv6="FD42:0007:0:0:0:0:0:1", remote=[dict(FAR6, address="FD42::0:2"), FAR])
     assert (one["mac"], one["ipv6"]) == ("52:54:00:ab:cd:ef", "fd42:7::1")
-    assert one["remote"] == ["10.66.0.17", "fd42::2"]
+    assert one["remote"] == [FAR, FAR6]
 
 
 ONE = "; accept"
@@ -70,7 +72,28 @@ WRONG = [
     ("ipv4", 16843009, "ipv4 of tap cv0: 16843009, expected the address of a host"),
     ("ipv6", "fe80::1%eth0", "ipv6 of tap cv0: 'fe80::1%eth0', expected the address of a host"),
     ("ipv6", "::ffff:10.0.0.1", "ipv6 of tap cv0: '::ffff:10.0.0.1', expected the address of a host"),
-    ("remote", ["10.0.0.0/8"], "remote of tap cv0: '10.0.0.0/8', expected the address of a host"),
+    ("remote", ["10.66.0.17"], "remote of tap cv0: '10.66.0.17', expected address and via"),
+    (
+        "remote",
+        [dict(FAR, address="10.0.0.0/8")],
+        "address of a remote of tap cv0: '10.0.0.0/8', expected the address of a host",
+    ),
+    (
+        "remote",
+        [dict(FAR, via="oak" + ONE)],
+        "via of a remote of tap cv0: 'oak; accept', expected the address of a host",
+    ),
+    ("remote", [dict(FAR, via="127.0.0.1")], "via of a remote of tap cv0: '127.0.0.1', expected the address of a host"),
+    (
+        "remote",
+        [dict(FAR, via="2001:db8::7")],
+        "remote of tap cv0: 10.66.0.17 via 2001:db8::7, expected each address once and both of one family",
+    ),
+    (
+        "remote",
+        [FAR, dict(FAR, via="192.0.2.8")],
+        "remote of tap cv0: 10.66.0.17 via 192.0.2.8, expected each address once and both of one family",
+    ),
     ("relay_port", 80, "relay_port of tap cv0: 80, expected 1024 to 65535"),
     ("relay_port", True, "relay_port of tap cv0: True, expected 1024 to 65535"),
     ("relay_port", "20000", "relay_port of tap cv0: '20000', expected 1024 to 65535"),
@@ -195,7 +218,7 @@ def test_the_text_has_a_difference_and_nothing_else():
 
 
 def test_every_element_is_of_its_sets_type():
-    remote = ["10.66.0.1", "fd42::2"]
+    remote = [FAR, FAR6]
     policies = ["internal", "internet", [{"cidr": "192.0.2.0/24", "protocol": "udp", "port": 53}, {"cidr": "::/0"}]]
     found = elements([made(i, policy=one, remote=remote) for i, one in enumerate(policies)], isolation.RESERVED)
     assert set(found) == set(isolation_rules.SETS)
@@ -208,7 +231,7 @@ def test_rules_are_for_our_taps_alone():
     """Each base chain first lets pass, or does not name, what is no tap of ours."""
     for chain, (hook, rules) in isolation_rules.CHAINS.items():
         if "forward" in hook or "nat" in hook:
-            assert all("cv*" in rule or "@remote" in rule for rule in rules), chain
+            assert all("cv*" in rule or "@remote" in rule or "@ways" in rule for rule in rules), chain
         elif hook:
             assert rules[0].endswith('ifname != "cv*" accept'), chain
 

@@ -1,14 +1,19 @@
 """Routes: nodes and supplies."""
 
 from fastapi import Request, Response
+from starlette.concurrency import run_in_threadpool
 
-from clachan.contract.api import NodeChange, NodeView, Page, SupplyDeclaration, SupplyView
-from clachan.server.api.admission import Here, new_router
+from clachan.contract.api import DoctorQuestion, Findings, NodeChange, NodeView, Page, SupplyDeclaration, SupplyView
+from clachan.server.api.admission import Caller, Here, new_router
 from clachan.server.api.answers import document, made
 from clachan.server.api.identity import Paged
 from clachan.server.services import joining, nodes, supplies
+from clachan.server.services.questions import new_id
+from clachan.server.services.refusals import Timeout, Unavailable
 
 router = new_router()
+DOCTOR_SECONDS = 60.0
+"""For the look itself: its agent runs Ansible, beside all that it does."""
 
 
 @router.get("/nodes", response_model=Page[NodeView])
@@ -30,6 +35,20 @@ def change_node(request: Request, here: Here, name: str, body: NodeChange) -> Re
 def revoke_node(here: Here, name: str) -> Response:
     joining.revoke(here, name)
     return Response(status_code=204)
+
+
+@router.get("/nodes/{name}/doctor", response_model=Findings)
+async def examine_node(request: Request, here: Here, caller: Caller, name: str) -> Response:
+    """What is on the node against what should be, asked of its agent; 504 when it does not answer."""
+    node_id = await run_in_threadpool(nodes.located, here, caller, name)
+    question = DoctorQuestion(id=new_id(), kind="doctor")
+    try:
+        answer = await here.questions.ask(node_id, question, here.settings.answer_seconds, DOCTOR_SECONDS)
+    except Timeout as late:
+        raise Timeout(f"node {name}: {late.message.removeprefix('node: ')}") from late
+    if not answer.findings:
+        raise Unavailable(f"node {name}: {answer.error or 'no findings'}, expected some")
+    return document(request, Findings(findings=answer.findings))
 
 
 @router.get("/supplies", response_model=Page[SupplyView])

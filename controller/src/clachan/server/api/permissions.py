@@ -62,6 +62,7 @@ MATRIX: dict[tuple[str, str], Access] = {
     ("GET", f"{API}/nodes/{{name}}"): OPERATOR,
     ("PUT", f"{API}/nodes/{{name}}"): OPERATOR,
     ("DELETE", f"{API}/nodes/{{name}}"): OPERATOR,
+    ("GET", f"{API}/nodes/{{name}}/doctor"): USER,
     ("GET", f"{API}/software"): USER,
     ("POST", f"{API}/software"): OPERATOR,
     ("GET", f"{API}/software/{{fqcn}}"): USER,

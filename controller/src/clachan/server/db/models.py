@@ -103,6 +103,7 @@ class JoinToken(Base):
     generation: Mapped[str | None] = mapped_column(Short)
     """Which build of that VM it is for."""
     labels: Mapped[dict[str, Any]]
+    links: Mapped[list[str]] = mapped_column(default=list)
     created: Mapped[str] = mapped_column(Moment)
     expires: Mapped[str] = mapped_column(Moment)
     fingerprint: Mapped[str | None] = mapped_column(ForeignKey("certificate.fingerprint"), index=True)
@@ -124,6 +125,7 @@ class Node(Base):
     state: Mapped[NodeState] = mapped_column(Short)
     labels: Mapped[dict[str, Any]]
     reach: Mapped[str | None]
+    links: Mapped[list[str]] = mapped_column(default=list)
     mode: Mapped[Literal["root", "user"] | None] = mapped_column(Short)
     version: Mapped[str | None]
     system: Mapped[str | None]

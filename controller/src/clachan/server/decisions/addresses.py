@@ -53,6 +53,12 @@ def ula_prefix(random: bytes) -> str:
     return str(IPv6Network((bytes([0xFD]) + random + bytes(10), 48)))
 
 
+def number_at(offset: int, address: IPv4Address) -> int | None:
+    """The number that a node has whose /20 the address is in; None outside the plan."""
+    index = (int(address) - int(_FIRST_IPV4["private"])) >> _SLOTS_BITS
+    return (index - 1 - offset) % NODES if 1 <= index <= NODES else None
+
+
 def node_addresses(prefix: str, plan: Plan, offset: int, number: int, reach: str | None = None) -> NodeAddresses:
     """The /20 and the /64 of the node with this number, or the one address of a VM; raises AddressError beyond.
 

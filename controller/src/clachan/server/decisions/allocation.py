@@ -63,6 +63,8 @@ class NodeSummary:
     """Its instances of the same parent; of the same tenant, for a root."""
     same_software: int = 0
     """Its instances of the demand's software, of any digest."""
+    apart: bool = False
+    """Whether the demand is a VM that would not reach its cluster's other members from here."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Waiting:
 def allocate(demand: Demand, nodes: Iterable[NodeSummary]) -> Placed | Waiting:
     """The best node that satisfies the demand and its lowest free slot; the same input gives the same place.
 
-    Best: online first, then (with `spread`) the fewest siblings, then the smallest share of slots taken, then by name.
+    Best: online first, then where a VM reaches its cluster, then (with `spread`) the fewest siblings, then the smallest
+    share of slots taken, then by name.
     """
     left: Sequence[NodeSummary] = sorted(nodes, key=lambda node: node.name)
     for admits, reason in _FILTERS:
@@ -93,9 +96,9 @@ def allocate(demand: Demand, nodes: Iterable[NodeSummary]) -> Placed | Waiting:
     return Placed(best.name, best.free_slot)
 
 
-def _rank(demand: Demand, node: NodeSummary) -> tuple[bool, int, int, str]:
+def _rank(demand: Demand, node: NodeSummary) -> tuple[bool, bool, int, int, str]:
     siblings = node.siblings if demand.placement.spread else 0
-    return not node.online, siblings, node.slots_used * 1_000_000 // max(node.slots, 1), node.name
+    return not node.online, node.apart, siblings, node.slots_used * 1_000_000 // max(node.slots, 1), node.name
 
 
 def _is_candidate(demand: Demand, node: NodeSummary) -> bool:

@@ -15,7 +15,16 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
-from clachan.contract.inventory import FORMAT, SECRET, WRAPPER, NodeVariables, Slot, SoftwareArtifact, SupplyLine
+from clachan.contract.inventory import (
+    FORMAT,
+    SECRET,
+    WRAPPER,
+    NodeVariables,
+    RemoteMember,
+    Slot,
+    SoftwareArtifact,
+    SupplyLine,
+)
 from clachan.contract.names import parent_of, root_of, tenant_of
 
 _GROUP_NAMES = frozenset({"all", "ungrouped", "localhost", "self", "nodes", "instances", "unrevealed", WRAPPER})
@@ -49,6 +58,7 @@ class InstanceRecord:
     """`references.Resolved.redacted`"""
     sealed: tuple[str, ...] = ()
     children: Mapping[str, ChildRecord] = field(default_factory=dict)
+    remote: Sequence[RemoteMember] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ def instance_fragment(record: InstanceRecord, *, redacted: bool) -> Fragment:
             "parent": parent_of(record.path),
             "children": {name: _child(child, redacted=redacted) for name, child in record.children.items()},
             "sealed": [] if waits else list(record.sealed),
+            **({"remote": [one.model_dump() for one in record.remote]} if record.remote else {}),
         },
     }
     return _fragment(record.path, variables, instance_groups(record.path, record.software, record.node))

@@ -21,7 +21,7 @@ from clachan.server import ca, clock
 from clachan.server.db.models import Certificate, Instance, JoinToken, Node, Supply, Tenant
 from clachan.server.decisions import addresses
 from clachan.server.decisions.inventory import host_name_problem
-from clachan.server.services import removal, standings
+from clachan.server.services import clusters, removal, standings
 from clachan.server.services.controller import Change, Controller
 from clachan.server.services.pages import Wanted
 from clachan.server.services.principals import Principal, token_hash
@@ -44,6 +44,8 @@ def create_join_token(controller: Controller, declaration: JoinTokenDeclaration)
     with controller.change() as change:
         row, text = _new_token(controller, change, declaration.node, declaration.seconds)
         row.owner, row.labels = _owner(change.session, declaration), dict(declaration.labels)
+        clusters.check_links(controller, change.session, row.node, row.owner is not None, declaration.links)
+        row.links = declaration.links
         change.event("join_token_made", f"join token for node {row.node}", node=row.node)
         return join_token_view(row).model_copy(update={"token": text})
 
@@ -170,6 +172,7 @@ def revoke(controller: Controller, name: str) -> None:
         if node is None:
             raise NotFound(f"node {name}: unknown, expected one that joined")
         node.state = "revoked"
+        clusters.touch_other_ends(change, node)
         _revoke_certificates(change, node)
         for instance in change.session.scalars(select(Instance).where(Instance.node_id == node.id)).unique():
             if instance.revision.state == "absent":
@@ -209,7 +212,7 @@ def _admit(change: Change, token: JoinToken) -> Node:
     if node is None:
         number = _free_number(change.session) if token.vm_id is None else _vm_number(change.session, token.vm_id)
         node = Node(id=str(uuid.uuid4()), name=token.node, number=number, created=change.now)
-        node.owner_id, node.labels, node.reach = token.owner_id, token.labels, None
+        node.owner_id, node.labels, node.reach, node.links = token.owner_id, token.labels, None, token.links
         node.vm_id = token.vm_id
         change.session.add(node)
     elif node.owner_id != token.owner_id:
@@ -218,10 +221,12 @@ def _admit(change: Change, token: JoinToken) -> Node:
         raise Conflict(f"node {node.name}: is a VM, expected the token that its host asks for", "node")
     node.generation = token.generation
     node.labels = {**node.labels, **token.labels}
+    node.links = token.links or node.links
     node.state = "joining"
     node.applied = {}
     change.session.execute(update(Supply).where(Supply.node_id == node.id).values(applied={}))
     change.session.flush()
+    clusters.touch_other_ends(change, node)
     change.touch_node(node.id)
     return node
 

@@ -8,8 +8,10 @@ from sqlalchemy.orm import Session
 from clachan.contract.api import NodeChange, NodeView, Page
 from clachan.server import clock
 from clachan.server.db.models import Certificate, Instance, Node
+from clachan.server.services import clusters
 from clachan.server.services.controller import Controller
 from clachan.server.services.pages import Wanted
+from clachan.server.services.principals import Principal
 from clachan.server.services.refusals import Conflict, NotFound
 from clachan.server.services.values import node_addresses
 
@@ -26,27 +28,44 @@ def get(controller: Controller, name: str) -> NodeView:
 
 
 def put(controller: Controller, name: str, wanted: NodeChange) -> NodeView:
-    """Change labels, state or reach; what is not given stays."""
+    """Change labels, state, reach or links; what is not given stays."""
     with controller.change() as change:
         node = _find(change.session, name)
         if wanted.state is not None and node.state in {"revoked", "joining"}:
             raise Conflict(f"node {name}: is {node.state}, expected active or drained", "state")
-        before = (node.labels, node.state, node.reach)
+        before = (node.labels, node.state, node.reach, node.links)
         node.labels = dict(wanted.labels) if wanted.labels is not None else node.labels
         node.state = wanted.state or node.state
         node.reach = wanted.reach if "reach" in wanted.model_fields_set else node.reach
-        if before != (node.labels, node.state, node.reach):
+        if wanted.links is not None and wanted.links != node.links:
+            clusters.check_links(controller, change.session, name, node.owner_id is not None, wanted.links)
+            node.links = wanted.links
+            clusters.touch_other_ends(change, node)
+        if before != (node.labels, node.state, node.reach, node.links):
             change.touch_node(node.id)
             change.capacity = True
             change.event("node_changed", f"node {name} changed", node=name)
         return _views(controller, change.session, [node])[0]
 
 
+def located(controller: Controller, principal: Principal, name: str) -> str:
+    """Id of a node that the caller sees: an operator each, a member those of its tenants."""
+    with controller.read() as session:
+        node = _find(session, name)
+        if not principal.sees(node.owner.name if node.owner is not None else None):
+            raise _unknown(name)
+        return node.id
+
+
 def _find(session: Session, name: str) -> Node:
     node = session.scalar(select(Node).where(Node.name == name))
     if node is None:
-        raise NotFound(f"node {name}: unknown, expected one that joined", "node")
+        raise _unknown(name)
     return node
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"node {name}: unknown, expected one that joined", "node")
 
 
 def _views(controller: Controller, session: Session, rows: list[Node]) -> list[NodeView]:

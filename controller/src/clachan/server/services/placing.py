@@ -14,7 +14,7 @@ from clachan.contract.software import SoftwareMeta
 from clachan.server import clock
 from clachan.server.db.models import Instance, Node, Revision, Software, Supply, Tenant
 from clachan.server.decisions import allocation
-from clachan.server.services import standings, supplies
+from clachan.server.services import clusters, standings, supplies
 from clachan.server.services.controller import Change, Controller
 from clachan.server.services.refusals import Conflict
 from clachan.server.services.values import taken
@@ -90,7 +90,8 @@ class Board:
             makes_node=meta.makes_node,
             exclusive=meta.exclusive,
         )
-        answer = allocation.allocate(demand, [self._summary(node, instance) for node in self.nodes.values()])
+        fellows = self._fellows(instance) if meta.makes_node else []
+        answer = allocation.allocate(demand, [self._summary(node, instance, fellows) for node in self.nodes.values()])
         if isinstance(answer, allocation.Waiting):
             return answer.reason
         instance.node, instance.slot_index = self._names[answer.node], answer.slot
@@ -102,7 +103,14 @@ class Board:
             supplies.imply(self._change, instance.node, software)
         return None
 
-    def _summary(self, node: Node, instance: Instance) -> allocation.NodeSummary:
+    def _fellows(self, instance: Instance) -> list[Node]:
+        """The machines that have other members of the VM's cluster."""
+        parent = instance.parent_id
+        return [
+            node for node in self.nodes.values() if parent and self._taken[node.id].parents[parent] and not node.vm_id
+        ]
+
+    def _summary(self, node: Node, instance: Instance, fellows: list[Node]) -> allocation.NodeSummary:
         taken, software = self._taken[node.id], instance.revision.software
         parent = instance.parent_id
         supply = self._supplies.get((node.id, software.fqcn, software.digest))
@@ -125,6 +133,7 @@ class Board:
             supply="waiting" if supply == "absent" else supply,
             siblings=taken.roots[instance.tenant.name] if parent is None else taken.parents[parent],
             same_software=taken.software[software.fqcn],
+            apart=not all(clusters.reaches(node, fellow) for fellow in fellows),
         )
 
 
@@ -181,16 +190,19 @@ def redeclared(change: Change, instance: Instance) -> None:
 def place(controller: Controller, change: Change, instances: list[Instance]) -> None:
     """Try to place each; those that got a place or another reason to wait show it."""
     board = Board(controller, change)
+    placed = []
     for instance in instances:
         reason = board.place(instance)
         if reason is None:
             assert instance.node is not None
+            placed.append(instance)
             where = f"{instance.path} placed on {instance.node.name}, slot {instance.slot_index}"
             tenant, node = instance.tenant.name, instance.node.name
             change.event("instance_placed", where, tenant=tenant, node=node, path=instance.path)
             standings.refresh(controller, change, [instance])
         elif reason != instance.message:
             standings.refresh(controller, change, [instance], unplaced=reason)
+    clusters.touch_elsewhere(change, placed)
 
 
 def place_waiting(controller: Controller, change: Change) -> None:

@@ -1,4 +1,4 @@
-"""Questions to nodes (logs, connect): kept in memory, fetched by the node over its own connection, answered once.
+"""Questions to nodes (logs, connect, doctor): kept in memory, fetched by a node over its own connection, answered once.
 
 Everything here runs in the event loop.
 """
@@ -25,8 +25,8 @@ class Questions:
         self._open: dict[str, dict[str, tuple[Question, asyncio.Future[Answer]]]] = {}
         self._asked: set[str] = set()
 
-    async def ask(self, node_id: str, question: Question, seconds: float) -> Answer:
-        """Raises Timeout when the node does not answer in time."""
+    async def ask(self, node_id: str, question: Question, seconds: float, work: float = 0) -> Answer:
+        """Raises Timeout when the node does not answer in time; `work`: more seconds for one that has taken it up."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         waiting = self._open.setdefault(node_id, {})
         if len(waiting) >= MOST:
@@ -34,7 +34,10 @@ class Questions:
         waiting[question.id] = (question, future)
         self._hub.announce([f"questions:{node_id}"])
         try:
-            return await asyncio.wait_for(future, seconds)
+            await asyncio.wait([future], timeout=seconds)
+            more = work if question.id in self._asked else 0
+            seconds += more
+            return await asyncio.wait_for(future, more)
         except TimeoutError:
             raise Timeout(f"node: no answer within {seconds:g} s, expected its agent to run") from None
         finally:

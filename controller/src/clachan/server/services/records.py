@@ -18,17 +18,18 @@ from clachan.server.services.values import Values, artifact, node_variables
 
 def whole_inventory(controller: Controller, principal: Principal) -> Document:
     """All that the caller may see, secrets as <secret>: nodes (a member: the tenants' own) and placed instances."""
-    own = select(Tenant.id).where(Tenant.name.in_(principal.tenants or ()))
+    operator, own = principal.tenants is None, select(Tenant.id).where(Tenant.name.in_(principal.tenants or ()))
     nodes = select(Node).where(Node.state != "revoked").order_by(Node.name)
     placed = select(Instance).where(Instance.node_id.is_not(None)).order_by(Instance.path)
-    if principal.tenants is not None:
+    if not operator:
         nodes, placed = nodes.where(Node.owner_id.in_(own)), placed.where(Instance.tenant_id.in_(own))
     with controller.read() as session:
         machines = list(session.scalars(nodes).unique())
         rows = list(session.scalars(placed).unique())
         values = Values(controller, session, rows)
         fragments = [inventory.node_fragment(node_variables(controller, node)) for node in machines]
-        fragments += [inventory.instance_fragment(values.record(row), redacted=True) for row in rows]
+        records = (values.record(row, remote=operator) for row in rows)
+        fragments += [inventory.instance_fragment(record, redacted=True) for record in records]
         software = {row.revision.software.digest: artifact(row.revision.software) for row in rows}
         query = (
             select(Supply).where(Supply.node_id.in_([node.id for node in machines])).order_by(Supply.fqcn, Supply.id)

@@ -4,7 +4,7 @@ from sqlalchemy import delete, select
 
 from clachan.server.db.models import Former, Instance, JoinToken, Node, Secret
 from clachan.server.decisions import states
-from clachan.server.services import standings
+from clachan.server.services import clusters, standings
 from clachan.server.services.controller import Change
 
 
@@ -27,6 +27,7 @@ def remove(change: Change, instance: Instance) -> None:
     text = f"{instance.path} is removed"
     change.event("instance_removed", text, tenant=tenant.name, node=node, path=instance.path)
     change.touch(instance)
+    clusters.touch_elsewhere(change, [instance])
     _touch_above(change, instance)
     parent_id = instance.parent_id
     users = standings.consumers(change, instance.path)

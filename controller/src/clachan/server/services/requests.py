@@ -17,7 +17,7 @@ from clachan.contract.names import is_path, parent_of, tenant_of
 from clachan.contract.software import SoftwareMeta
 from clachan.server.db.models import Instance, Link, Revision, Secret, Software, Tenant
 from clachan.server.decisions import Problem, capacity, references, revision
-from clachan.server.services import placing, removal, standings, supplies
+from clachan.server.services import clusters, placing, removal, standings, supplies
 from clachan.server.services.controller import Change, Controller
 from clachan.server.services.refusals import Conflict, Invalid, NotFound
 from clachan.server.services.values import load_secrets, with_secrets
@@ -65,7 +65,11 @@ def declare(controller: Controller, change: Change, path: str, declaration: Decl
         return Outcome(instance, created=False, made=False)
     _check_move(change.session, instance, content)
     _retitle(change, instance, declaration.title)
+    # another software may make a member of what was none, or the reverse
+    other = [] if created or instance.revision.software is content.software else [instance]
+    clusters.touch_elsewhere(change, other)
     _revise(controller, change, instance, content, author)
+    clusters.touch_elsewhere(change, other)
     if instance.node_id is None:
         placing.place(controller, change, [instance])
     else:

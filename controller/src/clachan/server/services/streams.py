@@ -1,5 +1,8 @@
 """Streams: bytes between a user and a port of an instance, joined from four requests of its two sides.
 
+A port is a TCP port, or the console or the screen (`vnc`) of a VM. Whoever may connect to its ports may have these:
+they may order another image for it as well.
+
 A side is a user or a node. Each of them brings bytes with the body of one request and takes bytes with the answer to
 another, so a stream is two pipes, and what is slow to take slows down who brings: a pipe holds little. A pipe ends
 when its bringer has said so (the other goes on: half-close) or breaks when a request of it is gone; then the stream
@@ -15,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from clachan.contract.api import ConnectQuestion
+from clachan.contract.api import ConnectQuestion, StreamPort
 from clachan.contract.software import SoftwareMeta
 from clachan.server.services import instances
 from clachan.server.services.controller import Controller
@@ -43,8 +46,12 @@ class Target:
     tenant: str
     node: str
     node_name: str
-    port: int
+    port: StreamPort
     any_port: bool
+
+    @property
+    def outlet(self) -> str:
+        return f"port {self.port}" if isinstance(self.port, int) else self.port
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,7 @@ class Stream:
             self._timer.cancel()
             where = (self.user_name, self.target.path, self.target.port)
             how = (self._loop.time() - self.began, self._up.moved, self._down.moved, self._reason)
-            log.info("stream over user=%s path=%s port=%d seconds=%.1f up=%d down=%d reason=%s", *where, *how)
+            log.info("stream over user=%s path=%s port=%s seconds=%.1f up=%d down=%d reason=%s", *where, *how)
 
     def _look(self) -> None:
         """Now and then: end what was never taken up, or moves nothing any more."""
@@ -210,7 +217,7 @@ class Streams:
         self._closed = False
 
     def open(self, principal: Principal, target: Target) -> Stream:
-        """Raises Unavailable when there are too many."""
+        """Raises Unavailable when there are too many, Conflict when another user has the console."""
         if self._closed:
             raise Unavailable("controller: is ending, expected one that serves")
         others = list(self._open.values())
@@ -222,9 +229,18 @@ class Streams:
         ):
             if count >= most:
                 raise Unavailable(f"streams of {what}: {count} are open, expected fewer than {most}")
+        if target.port == "console":
+            self._free_console(principal, [one for one in others if one.target == target])
         stream = Stream(self, principal, target)
         self._open[stream.id] = stream
         return stream
+
+    def _free_console(self, principal: Principal, others: list[Stream]) -> None:
+        """QEMU lets the next one wait, silently; so one's own former one ends: its terminal may have slept away."""
+        for other in others:
+            if other.user != principal.id:
+                raise Conflict(f"console of {other.target.path}: {other.user_name} has it, expected one user at a time")
+            other.end("opened again", now=True)
 
     def of_user(self, principal: Principal, path: str, identifier: str) -> Stream:
         """Raises NotFound, alike for what is not there, of another user, or of another instance."""
@@ -258,7 +274,7 @@ def _unknown(identifier: str) -> NotFound:
     return NotFound(f"stream {identifier}: unknown, expected one that was opened and not yet taken up")
 
 
-def find(controller: Controller, principal: Principal, path: str, port: int | None) -> Target:
+def find(controller: Controller, principal: Principal, path: str, port: StreamPort | None) -> Target:
     """Where the stream goes; raises Conflict when there is nothing to connect to, Invalid for a port of others."""
     with controller.read() as session:
         instance = instances.find(session, principal, path)
@@ -270,7 +286,9 @@ def find(controller: Controller, principal: Principal, path: str, port: int | No
         ports = slot(controller, instance).ports
         last = ports.first + ports.count - 1
         wanted = port or (SSH if machine else ports.first)
-        if not machine and not ports.first <= wanted <= last:
+        if not machine and isinstance(wanted, str):
+            raise Invalid(f"{wanted} of {path}: its software makes no machine, expected a VM", "port")
+        if not machine and wanted not in range(ports.first, last + 1):
             raise Invalid(f"port {wanted} of {path}: not of its slot, expected {ports.first} to {last}", "port")
         where = (instance.id, path, instance.tenant.name, instance.node.id, instance.node.name)
     return Target(*where, wanted, machine)
@@ -279,7 +297,7 @@ def find(controller: Controller, principal: Principal, path: str, port: int | No
 def record(controller: Controller, stream: Stream) -> None:
     """Who connected to what is an event; what was said is not."""
     where = stream.target
-    text = f"{stream.user_name} connected to port {where.port} of {where.path}"
+    text = f"{stream.user_name} connected to {where.outlet} of {where.path}"
     with controller.change() as change:
         change.event(
             "connected",

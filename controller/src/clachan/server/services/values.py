@@ -5,17 +5,19 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session, object_session
 
-from clachan.contract.inventory import NodeAddresses, NodeVariables, Slot, SoftwareArtifact
+from clachan.contract.inventory import NodeAddresses, NodeVariables, RemoteMember, Slot, SoftwareArtifact
 from clachan.contract.software import Capacity, SoftwareMeta
 from clachan.server.db.models import Instance, Link, Node, Secret, Software
 from clachan.server.decisions import addresses, capacity, references, states
 from clachan.server.decisions.inventory import ChildRecord, InstanceRecord
+from clachan.server.services import clusters
 
 if TYPE_CHECKING:
     from clachan.server.services.controller import Controller
@@ -47,6 +49,11 @@ class Values:
         near = [*ids, *(row.id for row in self._sources.values())]
         near += [child.id for found in self._children.values() for child in found]
         self._secrets = load_secrets(session, near)
+        self._instances = instances
+
+    @cached_property
+    def _remote(self) -> dict[str, list[RemoteMember]]:
+        return clusters.remote_members(self._controller, self._session, self._instances)
 
     def children(self, instance: Instance) -> list[Instance]:
         return self._children.get(instance.id, [])
@@ -92,8 +99,8 @@ class Values:
         paths = self._session.scalars(select(Instance.path).where(below, outside))
         return [path.removeprefix(f"{instance.path}.") for path in paths]
 
-    def record(self, instance: Instance) -> InstanceRecord:
-        """A placed instance as the inventory has it."""
+    def record(self, instance: Instance, *, remote: bool = True) -> InstanceRecord:
+        """A placed instance as the inventory has it; `remote`: with where other nodes are."""
         assert instance.node is not None
         resolved, revision = self.resolve(instance), instance.revision
         state, _ = self._effective(instance, resolved)
@@ -113,6 +120,7 @@ class Values:
             redacted=resolved.redacted,
             sealed=resolved.sealed,
             children={child.path.rpartition(".")[2]: self._child(child) for child in self.children(instance)},
+            remote=self._remote.get(instance.id, ()) if remote else (),
         )
 
     def _child(self, child: Instance) -> ChildRecord:
@@ -156,7 +164,8 @@ def node_addresses(controller: "Controller", node: Node, *, routed: bool = False
     """`routed`: as a VM on it has them, reachable from other machines also where the slots are on loopback."""
     platform = controller.platform
     plan: addresses.Plan = "loopback" if controller.settings.loopback and not routed else "private"
-    return addresses.node_addresses(platform.prefix, plan, platform.offset, node.number, node.reach)
+    found = addresses.node_addresses(platform.prefix, plan, platform.offset, node.number, node.reach)
+    return found.model_copy(update={"links": node.links})
 
 
 def node_variables(controller: "Controller", node: Node) -> NodeVariables:
