@@ -62,7 +62,7 @@ from clachan.agent.streams import Carrier
 layout = Layout(Path(sys.argv[1]))
 link = Link(layout, layout.load_config())
 hosts = hosts_of(link.client().slice().document.inventory)[0]
-keep_doing(threading.Event(), "questions", Answers(link, hosts.get, Carrier(link).begin).step)
+keep_doing(threading.Event(), "questions", Answers(link, hosts.get, Carrier(link).begin, print).step)
 """
 
 

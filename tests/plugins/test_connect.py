@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 
 from .conftest import BIN, Finished, run
+from .streaming import agent_part, running
 from .test_controller_inventory import without_marks
 
 pytestmark = pytest.mark.slow
@@ -28,19 +28,6 @@ SSHD = "/usr/sbin/sshd"
 CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)
 MESSAGE = b"a message that only the VM has"
-AGENT = """
-import sys, threading
-from pathlib import Path
-from clachan.agent.layout import Layout
-from clachan.agent.link import Answers, Link, keep_doing
-from clachan.agent.planning import hosts_of
-from clachan.agent.streams import Carrier
-
-layout = Layout(Path(sys.argv[1]))
-link = Link(layout, layout.load_config())
-find = lambda instance: hosts_of(link.client().slice().document.inventory)[0].get(instance)
-keep_doing(threading.Event(), "questions", Answers(link, find, Carrier(link).begin).step)
-"""
 
 
 def call(*command: str) -> str:
@@ -83,15 +70,6 @@ def two_machines() -> Iterator[Callable[[str, str], None]]:
             LIBC.setns(former.fileno(), CLONE_NEWNET)
             for name in (node, vm):
                 subprocess.run(["ip", "netns", "delete", name], check=False)
-
-
-@contextlib.contextmanager
-def running(*command: str | Path, log: Path) -> Iterator[None]:
-    with log.open("ab") as file, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file) as one:
-        try:
-            yield
-        finally:
-            one.terminate()
 
 
 @dataclass
@@ -147,12 +125,12 @@ def customer(tmp_path_factory: pytest.TempPathFactory, collections: Path) -> Ite
         link(f"cv{slot['index']}", slot["addresses"]["ipv4"])
         found.host_key = stack.enter_context(_sshd(directory, link.vm, slot["addresses"]["ipv4"]))  # type: ignore[attr-defined]
         found.publish(found.host_key)
-        stack.enter_context(running(sys.executable, "-c", AGENT, directory / "agent", log=directory / "agent.log"))
+        stack.enter_context(agent_part(live, found.node, directory / "agent"))
         yield found
 
 
 def _node_with_vm(live: Any, directory: Path) -> Any:
-    """A joined node, the files of its agent, and the VM lab.box on it, which has joined as a node of the tenant."""
+    """A joined node, and the VM lab.box on it, which has joined as a node of the tenant."""
     from live import Caller, artifact, key_and_csr, role
 
     published = {"host_key": {"title": "SSH host key"}}
@@ -165,24 +143,6 @@ def _node_with_vm(live: Any, directory: Path) -> Any:
     given = node.ok("POST", "/nodes/self/join-tokens", {"instance": "lab.box", "generation": "one"})
     _, csr = key_and_csr(given["node"])
     Caller(live.url, live.ca_file).ok("POST", "/join", {"token": given["token"], "node": given["node"], "csr": csr})
-    own = directory / "agent" / "node"
-    own.mkdir(parents=True)
-    for name, source in (("key.pem", node.cert[1]), ("cert.pem", node.cert[0]), ("ca.pem", node.ca_file)):
-        shutil.copy(source, own / name)
-    (own / "config.json").write_text(
-        json.dumps(
-            {
-                "controller_url": live.url,
-                "node_name": "here",
-                "mode": "root",
-                "slots": 0,
-                "slots_directory": "/nonexistent",
-                "users": [],
-                "supervisor_socket": "/nonexistent",
-                "platform_path": "/nonexistent",
-            }
-        )
-    )
     return node
 
 

@@ -118,8 +118,8 @@ class Bench:
         self._services.append(Service(self.address, how))
         return self._services[-1]
 
-    def connect(self, **options: Any) -> subprocess.Popen[bytes]:
-        command = [COMMAND, "instance", "connect", "home.one", "--port", str(self.address[1])]
+    def connect(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
+        command = [COMMAND, "instance", "connect", "home.one", "--port", str(self.address[1]), *words]
         environment = os.environ | {"CLACHAN_HOME": str(self.lab.controller.home)}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self._commands.append(subprocess.Popen(command, env=environment, **(pipes | options)))
@@ -190,6 +190,29 @@ def test_a_reader_that_has_enough_ends_it(bench: Bench) -> None:
     assert running.wait(20) == 1
     assert running.stderr.read() == b""
     assert service.ended.wait(10)
+
+
+def test_an_address_of_this_machine_leads_there(bench: Bench) -> None:
+    bench.serve(swallow)
+    running = bench.connect("--listen", "[::1]:0")
+    assert running.stdout is not None
+    address = running.stdout.readline().decode().strip()
+    port = int(address.removeprefix("[::1]:"))
+    blobs = [os.urandom(8 * MIB) for _ in range(3)]
+    clients = [socket.create_connection(("::1", port)) for _ in blobs]
+    threads = [threading.Thread(target=one.sendall, args=(blob,)) for one, blob in zip(clients, blobs, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for client, blob in zip(clients, blobs, strict=True):
+        with client:
+            client.shutdown(socket.SHUT_WR)
+            client.settimeout(60)
+            assert client.recv(64, socket.MSG_WAITALL).decode() == sha256(blob).hexdigest()
+            assert client.recv(1) == b""
+    running.send_signal(signal.SIGINT)
+    assert running.wait(10) == 130
 
 
 def test_nobody_listens(bench: Bench) -> None:

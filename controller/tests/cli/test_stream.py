@@ -1,10 +1,12 @@
 """instance connect and host-key: their errors, their forms, and how little they load. agent/test_streams.py carries."""
 
+import socket
 import subprocess
 import sys
 
 import pytest
-from clachan.cli import stream
+from clachan.cli import listening, stream
+from clachan.cli.errors import CommandError
 from clachan.contract import names
 from live import artifact, role
 
@@ -75,3 +77,37 @@ def test_another_form_goes_the_usual_way(environment, command: str) -> None:
         )
         assert (ran.returncode, ran.stdout) == (1, "")
         assert ran.stderr == "clachan: instance home.nobody: unknown, expected one that exists\n"
+
+
+def test_where_may_be_listened(cli, machine) -> None:
+    for text, where in (("5901", "127.0.0.1:5901"), ("localhost:1", "127.0.0.1:1"), ("[::1]:0", "::1:0")):
+        assert "{}:{}".format(*listening.address(text, others=False)) == where
+    assert listening.address("0.0.0.0:0", others=True) == ("0.0.0.0", 0)
+    for text in ("x", "", "65536", "-1", ":5901", "::1:5901", "[127.0.0.1]:1", "example.org:1", "127.0.0.1:"):
+        with pytest.raises(CommandError) as caught:
+            listening.address(text, others=True)
+        assert str(caught.value) == (
+            f"address {text!r}: expected [ADDRESS:]PORT like 5901, 127.0.0.1:5901 or [::1]:5901"
+        )
+    for text in ("0.0.0.0:0", "[::]:0", "192.0.2.1:5901"):
+        ran = cli("instance", "connect", "home.one", "--listen", text)
+        refusal = f"clachan: address {text}: others reach it, expected a loopback address, or --open-to-others\n"
+        assert (ran.status, ran.out, ran.err) == (2, "", refusal)
+
+
+def test_it_listens_only_for_what_there_is_and_where_there_is_room(cli, machine, page) -> None:
+    ran = cli("instance", "connect", "home.nobody", "--vnc", "--listen", "0")
+    assert (ran.status, ran.err) == (1, "clachan: instance home.nobody: unknown, expected one that exists\n")
+    cli("request", "home.heard", page, "--no-wait")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ran = cli("instance", "connect", "home.heard", "--listen", f"localhost:{port}")
+    expected = f"clachan: address 127.0.0.1:{port}: Address already in use, expected one that is free here\n"
+    assert (ran.status, ran.err) == (1, expected)
+
+
+def test_one_thing_is_connected_to(cli) -> None:
+    for words in (("--console", "--vnc"), ("--port", "22", "--vnc"), ("--port", "22", "--console")):
+        ran = cli("instance", "connect", "home.one", *words)
+        assert (ran.status, ran.out) == (2, "")
+        assert "expected at most one of --port, --console and --vnc" in ran.err

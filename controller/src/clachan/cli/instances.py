@@ -124,15 +124,36 @@ def logs(
 
 @app.command("connect")
 def connect_port(
+    *,
     path: InstancePath,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: 22 of a VM, else the first port of its slot.")
     ] = None,
+    console: Annotated[bool, typer.Option("--console", help="The serial console of a VM; Ctrl-] leaves it.")] = False,
+    vnc: Annotated[
+        bool, typer.Option("--vnc", help="The screen of a VM; at a terminal with --listen 0, a free port.")
+    ] = False,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS:]PORT", help="Listen here, each connection one to the instance; 0: a free port."
+        ),
+    ] = None,
+    open_to_others: Annotated[
+        bool, typer.Option("--open-to-others", help="Let --listen be an address that other machines reach.")
+    ] = False,
 ) -> None:
-    """Connect standard input and output to a port of an instance, as SSH's ProxyCommand."""
+    """Connect standard input and output, or an address of this machine, to a port of an instance."""
     from clachan.cli import stream
 
-    raise typer.Exit(stream.carry(path, port))
+    if (port is not None) + console + vnc > 1:
+        raise typer.BadParameter("expected at most one of --port, --console and --vnc")
+    wanted = "console" if console else "vnc" if vnc else port
+    if listen is None and vnc and sys.stdin.isatty():
+        listen = "0"
+    if listen is not None:
+        stream.listen(path, wanted, listen, others=open_to_others)
+    raise typer.Exit(stream.converse(path) if console else stream.carry(path, wanted))
 
 
 @app.command()

@@ -48,7 +48,7 @@ def _end(path: str, port: int | None = None, *, key: bool = False) -> NoReturn:
     leave(status)
 
 
-def carry(path: str, port: int | None) -> int:
+def carry(path: str, port: int | str | None) -> int:
     """Standard input to the port and what comes back to standard output, until that ends; gives the exit status."""
     from clachan.client.streams import BLOCK
 
@@ -56,12 +56,41 @@ def carry(path: str, port: int | None) -> int:
     threading.Thread(target=stream.bring, args=(0, lambda: os.read(0, BLOCK)), daemon=True).start()
     try:
         for data in stream.take():
-            left = memoryview(data)
-            while left:
-                left = left[os.write(1, left) :]
+            write(data)
     except BrokenPipeError:  # who read has enough
         return FAILED
     return DONE
+
+
+def write(data: bytes) -> None:
+    """To standard output; raises BrokenPipeError when nobody reads it any more."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(1, left) :]
+
+
+def converse(path: str) -> int:
+    """The console of a VM at this terminal, if there is one; gives the exit status."""
+    if not os.isatty(0):
+        return carry(path, "console")
+    from clachan.cli import console
+
+    try:
+        console.converse(_streams().open(path, "console"), path)
+    except BrokenPipeError:
+        return FAILED
+    return DONE
+
+
+def listen(path: str, port: int | str | None, address: str, *, others: bool) -> NoReturn:
+    """Streams to the port for whoever connects to an address of this machine, until interrupted."""
+    from clachan.cli import listening
+    from clachan.client.streams import named
+
+    where = listening.address(address, others=others)
+    instance(path)  # who may not connect learns it now
+    name = path if port is None else f"{named(port)} of {path}"
+    listening.serve(where, name, lambda: _streams().open(path, port))
 
 
 def instance(path: str) -> Any:

@@ -17,6 +17,8 @@ import os
 import select
 import socket
 import ssl
+import struct
+import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -32,6 +34,8 @@ BLOCK = 64 * 1024
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 40.0
 ANSWER_BYTES = 4 * 1024 * 1024
+LOOK_SECONDS = 1.0
+"""How often it is seen whether who waits for a service that takes nothing is still there."""
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 """A NAT keeps the connection of a silent terminal, and a controller that lost its power is noticed."""
 
@@ -112,13 +116,14 @@ class Streams:
         with self._as_client_errors(), closing(self._connected()) as connection:
             return self._json(connection, "GET", API + path)
 
-    def open(self, path: str, port: int | None = None) -> Stream:
-        """A stream to a port of an instance (None: the usual one), when its node has connected to it."""
+    def open(self, path: str, port: int | str | None = None) -> Stream:
+        """A stream to a port of an instance (None: the usual one), or `console` or `vnc` of a VM, when its node has
+        connected to it."""
         where = f"{API}/instances/{quote(path, safe='')}/streams"
         with self._as_client_errors(), ExitStack() as undo:
             connection = undo.enter_context(closing(self._connected()))
             opened = self._json(connection, "POST", where, json.dumps({"port": port}))
-            name = f"stream to {path} port {opened['port']}"
+            name = f"stream to {path} {named(opened['port'])}"
             return self._carried(undo, f"{where}/{opened['id']}", name, connection)
 
     def take_up(self, identifier: str) -> Stream:
@@ -202,6 +207,46 @@ class Streams:
         except _FAILURES as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise UnreachableError(f"controller {self._url}: not reachable ({reason})") from error
+
+
+def named(port: int | str) -> str:
+    return f"port {port}" if isinstance(port, int) else port
+
+
+def carry(stream: Stream, service: socket.socket) -> None:
+    """Until both directions have ended, or one broke off: then both do, and the service sees a reset, not an end."""
+    service.settimeout(LOOK_SECONDS)
+    cut = threading.Event()
+
+    def bring() -> None:
+        if not stream.bring(service.fileno(), lambda: service.recv(BLOCK)):
+            cut.set()
+
+    bringing = threading.Thread(target=bring, name="stream", daemon=True)
+    bringing.start()
+    try:
+        for data in stream.take():
+            _deliver(service, data, cut)
+        service.shutdown(socket.SHUT_WR)
+    except UnreachableError:
+        cut.set()
+    except OSError:  # it takes no more: what it still says is brought to its end
+        pass
+    bringing.join()
+    stream.close()
+    if cut.is_set():
+        service.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _deliver(service: socket.socket, data: bytes, cut: threading.Event) -> None:
+    """While the service takes nothing, see whether anyone still waits for that."""
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[service.send(left) :]
+        except TimeoutError:
+            if cut.is_set():
+                raise
 
 
 def keep_alive(connection: socket.socket) -> None:
