@@ -14,7 +14,7 @@ description:
   - Gives each volume its file. A name that is none is refused, as it becomes part of a path.
 options:
   _input:
-    description: Volumes with C(name) and C(size_mib).
+    description: Volumes with C(name) and C(size_mib), and C(format), C(cache), C(io) when they are not the defaults.
     type: list
     elements: dict
     required: true
@@ -28,14 +28,15 @@ EXAMPLES = r"""
 - name: Make the data volumes
   clachan.platform.volume:
     path: "{{ item.path }}"
-    format: raw
+    format: "{{ item.format }}"
     size: "{{ item.size }}"
   loop: "{{ vm_volumes | clachan.platform.vm_volumes('/var/lib/clachan/volumes/lab.web') }}"
 """
 
 RETURN = r"""
 _value:
-  description: For each volume C(name), C(path), C(size) and C(disk), the disk for M(clachan.platform.vm).
+  description:
+    - For each volume C(name), C(path), C(size), C(format) and C(disk), the disk for M(clachan.platform.vm).
   type: list
   elements: dict
 """
@@ -47,6 +48,12 @@ from ansible_collections.clachan.platform.plugins.module_utils.names import is_n
 
 LONGEST = 20
 """What a disk's serial number holds."""
+CHOICES = {
+    "format": ("raw", "qcow2"),
+    "cache": ("auto", "none", "writeback", "writethrough", "directsync"),
+    "io": ("auto", "native", "threads"),
+}
+"""The first is the default."""
 
 
 def vm_volumes(volumes, folder):
@@ -64,9 +71,19 @@ def _volume(volume, folder):
         raise AnsibleFilterError("volume %r: expected a name of [a-z0-9_], at most %d letters" % (name, LONGEST))
     if not isinstance(size, int) or size < 1:
         raise AnsibleFilterError("volume %s: size_mib %r, expected 1 or more" % (name, size))
-    path = os.path.join(folder, name + ".raw")
-    disk = {"path": path, "format": "raw", "serial": name}
-    return {"name": name, "path": path, "size": "%dMiB" % size, "disk": disk}
+    chosen = {key: _chosen(volume, key) for key in CHOICES}
+    path = os.path.join(folder, "%s.%s" % (name, chosen["format"]))
+    disk = dict(chosen, path=path, serial=name)
+    return {"name": name, "path": path, "size": "%dMiB" % size, "format": chosen["format"], "disk": disk}
+
+
+def _chosen(volume, key):
+    value = volume.get(key) or CHOICES[key][0]
+    if value not in CHOICES[key]:
+        raise AnsibleFilterError(
+            "volume %s: %s %r, expected one of %s" % (volume["name"], key, value, ", ".join(CHOICES[key]))
+        )
+    return value
 
 
 class FilterModule:

@@ -47,12 +47,12 @@ def libvirt():
     return library("libvirt", "python3-libvirt")
 
 
-def connect(uri):
+def connect(uri, seconds=RESTART_SECONDS):
     """A connection; waits a moment for a libvirtd that is being started again."""
     binding = libvirt()
     # else every error that is handled here is printed as well
     binding.registerErrorHandler(lambda _context, _error: None, None)
-    deadline = time.monotonic() + RESTART_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return binding.open(uri)

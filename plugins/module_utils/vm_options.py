@@ -63,4 +63,4 @@ OPTIONS = {
     "stop_seconds": {"type": "int", "default": 60},
     "uri": {"type": "str", "default": URI},
 }
-NEEDED = [("state", state, ["user", "memory", "disks"]) for state in ("started", "stopped")]
+NEEDED = [("state", "started", ["user", "memory", "disks"])]

@@ -44,6 +44,24 @@ def size_text(size):
     return "%d bytes" % size
 
 
+def read_header(what, file):
+    """(virtual size, path of the backing file or None) in the header of an open qcow2 file.
+
+    Raises HypervisorError for what is none, or leads to another file in other ways.
+    """
+    header = file.read(104)
+    if not header.startswith(MAGIC) or len(header) < struct.calcsize(HEADER):
+        raise HypervisorError("%s: not qcow2, expected format qcow2" % what)
+    _magic, version, offset, length, _bits, size, encrypted = struct.unpack_from(HEADER, header)[:7]
+    features = struct.unpack_from(">Q", header, 72)[0] if version == 3 and len(header) >= 80 else 0
+    if features & EXTERNAL_DATA or encrypted:
+        raise HypervisorError("%s: has an external data file or a key, expected a plain qcow2" % what)
+    if not offset:
+        return size, None
+    file.seek(offset)
+    return size, file.read(min(length, 1023)).decode("utf-8", "replace")
+
+
 class FileVolume:
     """One file, by its path, the user that it belongs to, and the format that is in it."""
 
@@ -55,6 +73,8 @@ class FileVolume:
         # in root's own directory nobody else can put a link, and nobody else can write
         self._root = is_roots_alone(path) and os.geteuid() == 0
         self._actor = 0 if self._root else owner.pw_uid
+        # a raw file has no header that could lead root anywhere
+        self._reader = self._actor if disk_format == "raw" else owner.pw_uid
         self._adopt = adopt and self._root
 
     def look(self):
@@ -72,8 +92,9 @@ class FileVolume:
         with os.fdopen(handle, "rb") as file:
             found = os.fstat(file.fileno())
             self._refuse(found)
-            header = file.read(104) if self.format == "qcow2" else b""
-            size, backing = self._header(file, header) if header or self.format == "qcow2" else (found.st_size, None)
+            size, backing = found.st_size, None
+            if self.format == "qcow2":
+                size, backing = read_header("volume %s" % self.path, file)
         mode = "%04o" % stat.S_IMODE(found.st_mode)
         owner = None if found.st_uid == self._owner.pw_uid else found.st_uid
         return {"size": size, "mode": mode, "owner": owner, "backing": backing}
@@ -86,19 +107,6 @@ class FileVolume:
                 "volume %s: belongs to user %d, expected %d (%s)"
                 % (self.path, found.st_uid, self._owner.pw_uid, self._owner.pw_name)
             )
-
-    def _header(self, file, header):
-        """(virtual size, path of the backing file or None) in a qcow2 header."""
-        if not header.startswith(MAGIC) or len(header) < struct.calcsize(HEADER):
-            raise HypervisorError("volume %s: not qcow2, expected format qcow2" % self.path)
-        _magic, version, offset, length, _bits, size, encrypted = struct.unpack_from(HEADER, header)[:7]
-        features = struct.unpack_from(">Q", header, 72)[0] if version == 3 and len(header) >= 80 else 0
-        if features & EXTERNAL_DATA or encrypted:
-            raise HypervisorError("volume %s: has an external data file or a key, expected a plain qcow2" % self.path)
-        if not offset:
-            return size, None
-        file.seek(offset)
-        return size, file.read(min(length, 1023)).decode("utf-8", "replace")
 
     def origin(self):
         """What was noted beside the volume: what it was made from."""
@@ -126,7 +134,10 @@ class FileVolume:
         self._as_actor(work)
 
     def grow(self, size):
-        self._as_actor(lambda: qemu_img(["resize", "-q", "-f", self.format, self.path, str(size)]))
+        self._with_content(
+            os.O_RDWR,
+            lambda path, handles: qemu_img(["resize", "-q", "-f", self.format, path, str(size)], handles),
+        )
 
     def set_mode(self, mode):
         self._as_actor(lambda: _chmod(self.path, mode))
@@ -145,13 +156,25 @@ class FileVolume:
     def save(self, archive):
         """Write the content, with what stands in its image, to the open file `archive` as qcow2."""
         target = "/proc/self/fd/%d" % archive
-        os.fchown(archive, self._actor, -1)
-        command = ["convert", "-q", "-f", self.format, "-O", "qcow2", self.path, target]
-        self._as_actor(lambda: qemu_img(command, [archive]))
-        os.fchown(archive, os.geteuid(), -1)
+        os.fchown(archive, self._reader, -1)
+        self._with_content(
+            os.O_RDONLY,
+            lambda path, handles: qemu_img(
+                ["convert", "-q", "-f", self.format, "-O", "qcow2", path, target], [*handles, archive]
+            ),
+        )
 
-    def load(self, archive, mode, note):
-        """Replace the content by that of an archive, a file that only root can write."""
+    def prepare(self, archive, size):
+        """Make the open file `archive` an empty qcow2 that QEMU can write."""
+        qemu_img(["create", "-q", "-f", "qcow2", "/proc/self/fd/%d" % archive, str(size)], [archive])
+        os.fchown(archive, self._owner.pw_uid, self._owner.pw_gid)
+
+    def used(self):
+        """How many bytes it takes on the disk."""
+        return os.lstat(self.path).st_blocks * 512
+
+    def load(self, archive, mode, note, size):
+        """Replace the content by that of an archive, a file that only root can write; size: at least so large."""
         self._as_actor(lambda: _unlink(self.beside))
         handle = self._as_actor_open()
         try:
@@ -163,6 +186,8 @@ class FileVolume:
             os.close(handle)
 
         def work():
+            if size:
+                qemu_img(["resize", "-q", "-f", self.format, self.beside, str(size)])
             self._finish(mode, replace=True)
             self._write_note(note)
 
@@ -183,9 +208,23 @@ class FileVolume:
             raise HypervisorError("volume %s: replaced while it was made, expected it left alone" % self.beside)
         return handle
 
-    def _as_actor(self, work):
+    def _with_content(self, flags, work):
+        """Call `work(path, descriptors)` as who may be led wherever the content's header leads."""
+        if self._reader == self._actor:
+            self._as_actor(lambda: work(self.path, []))
+            return
+        handle = os.open(self.path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            return as_user(self._actor, work)
+            self._as(self._reader, lambda: work("/proc/self/fd/%d" % handle, [handle]))
+        finally:
+            os.close(handle)
+
+    def _as_actor(self, work):
+        return self._as(self._actor, work)
+
+    def _as(self, uid, work):
+        try:
+            return as_user(uid, work)
         except UserProcessError as problem:
             raise HypervisorError("volume %s: %s" % (self.path, problem)) from None
 

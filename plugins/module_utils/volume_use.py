@@ -9,6 +9,7 @@ import os
 
 from ansible_collections.clachan.platform.plugins.module_utils import domain_xml
 from ansible_collections.clachan.platform.plugins.module_utils.hypervisor import connect
+from ansible_collections.clachan.platform.plugins.module_utils.volume_backup import LiveBackup
 
 
 class Use:
@@ -22,6 +23,15 @@ class Use:
         """The name of the domain that runs with a volume; None when there is none."""
         found = self._domains().get(os.path.realpath(path))
         return found and found[0].name()
+
+    def backup(self, path, seconds):
+        """The backup of a volume that a domain runs with, given up after so many seconds."""
+        domain, target = self._domains()[os.path.realpath(path)]
+        return LiveBackup(self._api, domain, target, seconds)
+
+    def lock(self, path):
+        """The lock that a backup of the domain that runs with a volume holds, as a domain does one at a time."""
+        return "backup-%s" % self._domains()[os.path.realpath(path)][0].UUIDString()
 
     def resize(self, path, size):
         """Tell the domain that runs with a volume of its new size; QEMU makes the file larger."""

@@ -32,6 +32,7 @@ options:
     description:
       - V(started) and V(stopped) define the domain first. V(absent) removes the domain, its sockets and its logs, and
         leaves its disks.
+      - V(stopped) without O(disks) stops a domain as it is, and is content with none.
     type: str
     choices: [started, stopped, absent]
     default: started
@@ -70,7 +71,7 @@ options:
         type: list
         elements: str
   memory:
-    description: The memory. Needed unless the domain is to be absent.
+    description: The memory. Needed when the domain is defined.
     type: dict
     suboptions:
       mib:
@@ -89,7 +90,7 @@ options:
         type: bool
         default: false
   disks:
-    description: The disks, the system disk first. Needed unless the domain is to be absent.
+    description: The disks, the system disk first. Needed when the domain is defined.
     type: list
     elements: dict
     default: []
@@ -309,6 +310,9 @@ class Vm:
         if self._params["state"] == "absent":
             after = None
             self._remove()
+        elif self._params["state"] == "stopped" and not self._params["disks"]:
+            after = self._before
+            self._stop(after)
         else:
             after = self._form()
             self._define(after)
@@ -317,6 +321,9 @@ class Vm:
         return self._result(after)
 
     def _form(self):
+        for name in ("user", "memory"):
+            if self._params[name] is None:
+                raise HypervisorError("%s: none, expected it for a domain that is to be defined" % name)
         accelerator, self._warning = kvm_probe.choose(self._params["accelerator"], self._params["kvm_probe_kernel"])
         known = self._before or self._control.running
         targets = {disk["path"]: target for target, disk in known["disks"].items()} if known else {}

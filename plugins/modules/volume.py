@@ -14,7 +14,7 @@ description:
   - Makes data volumes (files, logical volumes), system disks from images, and gives block devices to a VM's user.
   - A volume that exists is only ever made larger. A data volume is removed only by O(delete_data).
   - A file is refused when it is a link, or belongs to another user than O(owner).
-  - A volume whose VM runs is made larger by libvirt; it is not removed, replaced, saved or restored.
+  - A volume whose VM runs is made larger and saved by libvirt; it is not removed, replaced or restored.
 options:
   path:
     description: The file or the block device.
@@ -30,8 +30,11 @@ options:
     default: file
   state:
     description:
-      - V(backed_up) makes O(archive) when there is none of that name yet.
+      - V(backed_up) makes O(archive) when there is none of that name yet. While a VM runs with the volume, its QEMU
+        writes what the volume held at the moment when that began, with the guest's file systems frozen for that moment
+        where the guest's agent answers.
       - V(restored) replaces the content by that of O(archive), once. The archive is compared with its sha256 first.
+        In check mode it may be in use; RV(used_by) says by what.
     type: str
     choices: [present, absent, backed_up, restored]
     default: present
@@ -84,12 +87,22 @@ options:
     type: bool
     default: false
   archive:
-    description: A file in a directory that only root can write. Its sha256 is beside it, with C(.sha256) appended.
+    description:
+      - A file in a directory that only root can write, and O(owner) can pass when the VM runs. Its sha256 is beside it,
+        with C(.sha256) appended, and how it was made, with C(.json).
     type: str
+  backup_seconds:
+    description: After how many seconds a backup of a volume whose VM runs is given up.
+    type: int
+    default: 43200
   restore_again:
     description: Whether O(archive) is restored although it was the last that was.
     type: bool
     default: false
+  restore_word:
+    description: Another word restores the O(archive) that was restored last again, once.
+    type: str
+    default: ""
   uri:
     description: Which libvirt.
     type: str
@@ -145,20 +158,36 @@ sha256:
   description: Of the archive.
   returned: for V(backed_up), unless in check mode, and V(restored)
   type: str
+consistency:
+  description:
+    - How the archive was made. V(stopped) with no VM running, V(frozen) with the guest's file systems frozen, V(crash)
+      of a running VM without that, so it is as after a loss of power.
+  returned: for V(backed_up), unless in check mode
+  type: str
+saved_size:
+  description: How many bytes a guest sees of the archive.
+  returned: for V(backed_up), unless in check mode
+  type: int
+used_by:
+  description: The domain that runs with the volume; empty for none.
+  returned: for V(restored)
+  type: str
 """
 
 import os
 import pwd
 import re
+from functools import partial
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.clachan.platform.plugins.module_utils import volume_archive
-from ansible_collections.clachan.platform.plugins.module_utils.domain import check_path
+from ansible_collections.clachan.platform.plugins.module_utils.domain import check, check_path
 from ansible_collections.clachan.platform.plugins.module_utils.hypervisor import (
     URI,
     HypervisorError,
     folder_locked,
     libvirt,
+    locked,
 )
 from ansible_collections.clachan.platform.plugins.module_utils.volume import FileVolume, size_of, size_text
 from ansible_collections.clachan.platform.plugins.module_utils.volume_block import Device, LogicalVolume
@@ -180,7 +209,9 @@ OPTIONS = {
     "volume_group": {"type": "str"},
     "delete_data": {"type": "bool", "default": False},
     "archive": {"type": "str"},
+    "backup_seconds": {"type": "int", "default": 43200},
     "restore_again": {"type": "bool", "default": False},
+    "restore_word": {"type": "str", "default": ""},
     "uri": {"type": "str", "default": URI},
 }
 NEEDED = [("state", "backed_up", ["archive"]), ("state", "restored", ["archive"]), ("kind", "system", ["image"])]
@@ -259,6 +290,7 @@ class Files(Volume):
     def _present(self):
         self._need_size()
         if self.before is None:
+            self._refuse_other_format()
             self._do("created", self._disk.create, self._size, self._mode)
             self._made(self._size, None)
             return
@@ -269,6 +301,13 @@ class Files(Volume):
         self._keep_owner()
         self._grow(self._size)
         self._keep_mode()
+
+    def _refuse_other_format(self):
+        """An empty volume would stand in for one that is there, named like it but for its format."""
+        stem, end = os.path.splitext(self.path)
+        other = "%s.%s" % (stem, {".raw": "qcow2", ".qcow2": "raw"}.get(end))
+        if end in (".raw", ".qcow2") and os.path.lexists(other):
+            raise HypervisorError("volume %s: there as %s, expected the same format" % (self.path, other))
 
     def _made(self, size, backing):
         self._after = {"size": size or 0, "mode": "%04o" % self._mode, "backing": backing}
@@ -287,27 +326,60 @@ class Files(Volume):
 
     def _backed_up(self):
         archive = check_path("archive", self._params["archive"])
-        noted = volume_archive.noted_sum(archive)
+        still_to_be_made = self._check and not os.path.isdir(os.path.dirname(archive))
+        noted = None if still_to_be_made else volume_archive.noted_sum(archive)
         if noted is None:
-            if self.before is None:
+            if self.before is None and not self._check:
                 raise HypervisorError("volume %s: nothing there, expected a volume to save" % self.path)
-            self._refuse_use("saved")
             self.actions.append("saved")
-            noted = None if self._check else volume_archive.write(archive, self._disk.save)
+            noted = None if self._check else self._save(archive)
         if noted:
-            self.facts["sha256"] = noted
+            known = volume_archive.known_of(archive)
+            self.facts.update(sha256=noted, consistency=known.get("consistency"), saved_size=known.get("size"))
+
+    def _save(self, archive):
+        if not self._use.running(self.path):
+            return volume_archive.write(archive, self._save_at_rest, self._disk.used())
+        with locked(self._use.lock(self.path)):
+            backup = self._use.backup(self.path, self._params["backup_seconds"])
+            backup.end_leftover()
+            return volume_archive.write(archive, partial(self._save_live, backup), self._disk.used())
+
+    def _save_at_rest(self, _path, handle):
+        self._disk.save(handle)
+        return "stopped"
+
+    def _save_live(self, backup, path, handle):
+        self._disk.prepare(handle, self.before["size"])
+        return backup.write(path)
 
     def _restored(self):
         archive = check_path("archive", self._params["archive"])
         noted = volume_archive.noted_sum(archive)
-        if noted and self.before and self._disk.origin() == noted and not self._params["restore_again"]:
+        word = check("restore_word", self._params["restore_word"], r"[\w.:+-]{0,64}", "letters, digits and . : + - _")
+        note = " ".join(filter(None, (noted, word)))
+        self.facts["used_by"] = self._use.running(self.path) or ""
+        if noted and self.before and self._disk.origin() == note and not self._params["restore_again"]:
             self.facts["sha256"] = noted
             return
-        self._refuse_use("restored")
+        if not self._check:  # who asks what would be done can stop it before
+            self._refuse_use("restored")
         self.facts["sha256"] = volume_archive.checked_sum(archive)
-        self._do("restored", self._disk.load, archive, self._mode, self.facts["sha256"])
+        size = self._restored_size(archive)
+        volume_archive.refuse_lack_of_space("volume", self.path, os.stat(archive).st_blocks * 512)
+        self._do("restored", self._disk.load, archive, self._mode, note, size)
         if not self._check:
             self._after = self._disk.look()
+
+    def _restored_size(self, archive):
+        """The size that is asked for, when it is more than the archive has; else None."""
+        size = volume_archive.size_in(archive)
+        if self._size and self._size < size:
+            raise HypervisorError(
+                "volume %s: size %s, expected at least %s, which the archive has"
+                % (self.path, size_text(self._size), size_text(size))
+            )
+        return self._size if self._size != size else None
 
 
 class System(Files):

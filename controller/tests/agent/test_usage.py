@@ -67,6 +67,20 @@ def test_processor_memory_disk_and_time(spool: Spool, tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_what_an_instance_keeps_beside_its_slot_counts_as_its_disk(spool: Spool, tmp_path: Path) -> None:
+    """Data volumes and backups: what is allocated of a sparse file, whoever owns it; none is no error."""
+    for path in ("slot", "volumes/lab.web", "backups/lab.web/data"):
+        (tmp_path / path).mkdir(parents=True)
+    for path, mib in (("volumes/lab.web/data.raw", 4), ("backups/lab.web/data/monday.qcow2", 2)):
+        with (tmp_path / path).open("wb") as file:
+            file.write(b"x" * mib * 1024 * 1024)
+            file.truncate(1 << 30)
+    kept = tuple(tmp_path / kind / "lab.web" for kind in ("volumes", "backups", "nothing"))
+    run(Meter(spool, 1, lambda _: None), [Metered("i", tmp_path / "slot", (), None, kept)], 3)
+    seconds = total(spool, "instance_seconds")
+    assert 6 * seconds <= total(spool, "disk_mib_seconds") <= 6.2 * (seconds + 1)
+
+
 @pytest.mark.parametrize("services", [(), (KEY,)], ids=["no service", "a service"])
 def test_what_runs_as_the_slots_user_counts_once(spool: Spool, tmp_path: Path, services: tuple[Any, ...]) -> None:
     if os.geteuid() != 0:

@@ -369,13 +369,19 @@ class Progress:
     def _meter(self) -> None:
         """Whose use is to be measured: all that are started, also while a promise fails."""
         self.metered = tuple(
-            Metered(identity, Path(host.instance.slot.directory), keys, self._uid(host))
+            Metered(identity, Path(host.instance.slot.directory), keys, self._uid(host), _kept(host))
             for identity, host in self._hosts.items()
             if (known := self._memory.instances.get(identity))
             and known.phase in {"applied", "converged"}
             and not known.stopped
             and (keys := tuple((known.slot, service) for service in known.services)) is not None
         )
+
+
+def _kept(host: Host) -> tuple[Path, ...]:
+    """Where a role keeps what is to outlive the slot: the home is two levels above it."""
+    home = Path(host.instance.slot.directory).parents[1]
+    return tuple(home / kind / host.instance.path for kind in ("volumes", "backups"))
 
 
 def _digest(documents: Documents) -> str:

@@ -2,7 +2,8 @@
 
     cpu_milliseconds    of the services' process trees, and of all else that runs as the slot's user (a virtual machine)
     memory_mib_seconds  resident memory of the same, sampled
-    disk_mib_seconds    blocks of the slot's directory, measured once a window
+    disk_mib_seconds    blocks of the slot's directory and of what the instance keeps beside it (data volumes, their
+                        backups), measured once a window
     instance_seconds    how long the instance had its slot while started
 
 A window's facts and the counters' new positions are written in one transaction (`spool`): killed before it, the agent
@@ -40,13 +41,15 @@ class Metered:
     """Keys of the supervisor."""
     uid: int | None = None
     """Of the slot's own user; None where it has none."""
+    kept: tuple[Path, ...] = ()
+    """Directories of its own that outlive the slot."""
 
 
 @dataclass
 class _Account:
     """What was counted of one instance in the open window."""
 
-    directory: Path
+    directories: tuple[Path, ...]
     since: int
     """Unix time: up to there all was reported."""
     reserved_from: float
@@ -124,9 +127,8 @@ class Meter:
         if account is None:
             kept: Any = self._kept.pop(one.instance, None) or {}
             since = int(kept.get("until", int(now) // self._window * self._window))
-            account = _Account(
-                one.directory, since, min(now, float(kept.get("until", now))), dict(kept.get("roots", {}))
-            )
+            reserved_from = min(now, float(kept.get("until", now)))
+            account = _Account((one.directory, *one.kept), since, reserved_from, dict(kept.get("roots", {})))
             self._accounts[one.instance] = account
         elif account.left:
             account.reserved_from = now
@@ -158,7 +160,7 @@ class Meter:
         since = max(account.since, until - LONGEST_WINDOW)
         if until <= since:
             return []
-        disk = used_bytes(account.directory) / MIB * min(account.reserved, until - since)
+        disk = sum(map(used_bytes, account.directories)) / MIB * min(account.reserved, until - since)
         exact = {
             "cpu_milliseconds": account.ticks * 1000 / TICKS,
             "memory_mib_seconds": account.memory,

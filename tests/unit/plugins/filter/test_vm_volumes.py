@@ -16,9 +16,31 @@ def test_a_volume_is_a_file_and_a_disk():
             "name": "data",
             "path": "/srv/lab.web/data.raw",
             "size": "64MiB",
-            "disk": {"path": "/srv/lab.web/data.raw", "format": "raw", "serial": "data"},
+            "format": "raw",
+            "disk": {
+                "path": "/srv/lab.web/data.raw",
+                "format": "raw",
+                "cache": "auto",
+                "io": "auto",
+                "serial": "data",
+            },
         }
     ]
+
+
+def test_how_a_disk_is_kept_is_chosen_from_what_harms_nobody():
+    wanted = {"name": "data", "size_mib": 64, "format": "qcow2", "cache": "writeback", "io": "threads"}
+    found = vm_volumes([wanted], "/srv")[0]
+    assert found["path"] == "/srv/data.qcow2"
+    assert {key: found["disk"][key] for key in ("format", "cache", "io")} == {
+        "format": "qcow2",
+        "cache": "writeback",
+        "io": "threads",
+    }
+    for key, value in (("format", "vmdk"), ("cache", "unsafe"), ("io", "io_uring"), ("cache", "a' b")):
+        with pytest.raises(AnsibleFilterError) as told:
+            vm_volumes([dict(wanted, **{key: value})], "/srv")
+        assert "volume data: %s %r, expected one of " % (key, value) in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "A", "{{ 1 }}", "a\nb", 'a"b', "a" * 21, None, 7])
