@@ -1,7 +1,7 @@
 # Copyright: (c) The Clachan maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a cluster requests: its members, virtual machines, and the software inside them."""
+"""What a cluster requests: its members, virtual machines, and inside them a probe of the network and the software."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ description:
   - Gives the complete set of child requests of an instance of the software P(clachan.platform.cluster#role), by name.
   - Members are V(m1) to V(mN), each an instance of the software P(clachan.platform.vm#role). A software in a member is
     named V(<name>_m1) and placed inside it.
+  - Each member has a probe, V(probe_m1) and so on, an instance of the software P(clachan.platform.probe#role) that is
+    placed inside it. It asks whether the other members answer, those that have joined, and whether the canary of its
+    host is silent.
   - When image or flavour change, a member that still has the old ones is requested with them until its turn comes. At
     most C(at_once) members are away for that reason at a time; those that do not run have their turn at once.
 options:
@@ -43,6 +46,13 @@ from ansible.errors import AnsibleFilterError
 
 BUILT = ("image", "cpus", "memory_mib", "disk_mib")
 """What a member is made of: a change of one makes its system anew or restarts it, so it waits for its turn."""
+PROBE = "probe"
+"""The first part of the probes' names."""
+HEARD = ("converging", "started", "failing", "failed")
+"""States of a probe whose member's agent has spoken. From then on the others shall reach the member, also while it is
+away: their parameters change when members come and go, and not with every restart."""
+GATEWAYS = ("169.254.1.1", "fe80::1")
+"""Where a member sees its host."""
 
 
 def cluster_requests(instance, wanted):
@@ -58,9 +68,10 @@ def cluster_requests(instance, wanted):
         placement = {"node": home} if home and member != members[0] else {"spread": wanted["placement"] == "spread"}
         requests[member] = {
             "software": "clachan.platform.vm",
-            "parameters": _parameters(present[member], wanted),
+            "parameters": dict(_parameters(present[member], wanted), **_saved(instance, member, members, wanted)),
             "placement": placement,
         }
+        requests["%s_%s" % (PROBE, member)] = _probe(instance, member, members)
     for software in wanted["software"]:
         requests.update(_inside(instance["path"], software, members))
     return requests
@@ -100,8 +111,48 @@ def _parameters(built, wanted):
     return parameters
 
 
+def _saved(instance, member, members, wanted):
+    """The backups, alike for all members, and what this one is brought back to."""
+    found = {"vm_backups": wanted["backups"]} if wanted.get("backups") else {}
+    if wanted.get("delete_backups"):
+        found["vm_delete_backups"] = True
+    back = wanted.get("restore")
+    if back and "m%s" % back.get("member") not in members:
+        raise AnsibleFilterError(
+            "restore of %s: member %s, expected 1 to %d" % (instance["path"], back.get("member"), len(members))
+        )
+    if back and "m%s" % back["member"] == member:
+        found["vm_restore"] = {key: back[key] for key in ("volume", "backup", "word") if back.get(key)}
+    return found
+
+
+def _probe(instance, member, members):
+    """The instance inside a member that asks whether it reaches the others, and nobody else."""
+    children = instance["children"]
+    joined = [
+        one for one in members if one != member and children.get("%s_%s" % (PROBE, one), {}).get("state") in HEARD
+    ]
+    reached = [
+        {"name": one, "address": _published(children, one)[key]}
+        for one in joined
+        for key in ("address", "address6")
+        if _published(children, one).get(key)
+    ]
+    port = _published(children, member).get("canary")
+    silent = [{"name": "the host of %s" % member, "address": one, "port": port} for one in GATEWAYS if port]
+    return {
+        "software": "clachan.platform.probe",
+        "parameters": {"probe_reached": reached, "probe_silent": silent},
+        "placement": {"inside": "%s.%s" % (instance["path"], member)},
+    }
+
+
 def _inside(path, software, members):
     """The instances of one software, each inside its member."""
+    if software["name"] == PROBE:
+        raise AnsibleFilterError(
+            "software %s of %s: the name of the cluster's own probes, expected another" % (software["name"], path)
+        )
     numbers = software.get("members") or range(1, len(members) + 1)
     for number in numbers:
         if not 1 <= number <= len(members):

@@ -148,11 +148,12 @@ def test_after_the_machine_booted(lab: tuple[Machine, Network]) -> None:
     assert "cv0" not in network.ip(network.node, "link show")
 
 
-def apply(machines: Lab, folder: Path) -> str:
-    """Run what the supply of the software vm does about firewalls; the recap."""
-    role = {"name": "clachan.platform.vm", "tasks_from": "firewall"}
-    task = {"name": "Firewalls", "ansible.builtin.include_role": role}
-    (folder / "play.json").write_text(json.dumps([{"hosts": "two", "gather_facts": False, "tasks": [task]}]))
+def apply(machines: Lab, folder: Path, part: str = "firewall", **variables: object) -> str:
+    """Run a part of the supply of the software vm, what it does about firewalls; the recap."""
+    role = {"name": "clachan.platform.vm", "tasks_from": part}
+    task = {"name": "Supply", "ansible.builtin.include_role": role}
+    play = {"hosts": "two", "gather_facts": False, "tasks": [task], "vars": variables}
+    (folder / "play.json").write_text(json.dumps([play]))
     reach = {"ansible_ssh_common_args": f"-F {machines.ssh_config}", "ansible_python_interpreter": "/usr/bin/python3"}
     reach["ansible_control_path"] = str(folder / "%%h")
     (folder / "hosts.json").write_text(json.dumps({"all": {"hosts": {"two": reach}}}))
@@ -186,3 +187,34 @@ def test_the_supply_tells_the_firewalls_what_the_tests_above_wrote(tmp_path: Pat
         assert "changed=0" in apply(machines, tmp_path)
         machine.execute(["systemctl", "stop", "firewalld"])
         assert "changed=0" in apply(machines, tmp_path), "also where it is off"
+
+
+KEEPER = """#!/usr/bin/python3
+import os, socket, time
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(
+    f"READY=1\\nSTATUS={os.environ['CLACHAN_BUILD']}".encode(), os.environ["NOTIFY_SOCKET"])
+time.sleep(1000)
+"""
+"""What stands for the agent's Python: it says that it is ready, as the keeper does."""
+
+
+def test_the_supply_has_the_keeper_run_in_the_build_that_is_supplied(tmp_path: Path) -> None:
+    if reason := obstacle():
+        pytest.skip(f"this machine cannot: {reason}")
+    with Lab(f"fk{os.getpid()}", packages=PACKAGES) as machines:
+        (machine,) = machines.up(["two"])
+        write(machine, f"{HOME[1:]}/envs/agent/bin/python", KEEPER)
+        machine.execute(["chmod", "755", f"{HOME}/envs/agent/bin/python"])
+
+        def build() -> str:
+            return machine.execute(["systemctl", "show", "-P", "StatusText", "clachan-isolation"]).stdout.strip()
+
+        for digest in ("a" * 64, "b" * 64):
+            assert "changed=0" not in apply(machines, tmp_path, "keeper", clachan_supply={"digest": digest})
+            assert build() == digest
+            assert "changed=0" in apply(machines, tmp_path, "keeper", clachan_supply={"digest": digest})
+        machine.execute(["systemctl", "kill", "--signal=KILL", "clachan-isolation"])
+        assert until(lambda: build() == "b" * 64, 10), "systemd starts it again"
+        machine.execute(["systemctl", "disable", "--now", "clachan-isolation"])
+        assert "changed=0" not in apply(machines, tmp_path, "keeper", clachan_supply={"digest": "b" * 64})
+        assert machine.execute(["systemctl", "is-active", "clachan-isolation"]).stdout == "active\n"

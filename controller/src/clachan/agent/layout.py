@@ -35,6 +35,8 @@ class NodeConfig(Document):
     supervisor_socket: str
     platform_path: str
     """The folder that has ansible_collections/clachan/platform."""
+    of_image: bool = False
+    """Whether this machine was made of an image: the platform's software is what the image has of it."""
     pass_seconds: Annotated[float, Field(gt=0, le=60, strict=False)] = 2
     patience_seconds: Annotated[float, Field(gt=0, le=3600, strict=False)] = 60
     """How long promises may fail after a converge before it counts as failed."""
