@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from clachan.agent import invitation
 from clachan.agent.layout import Layout
 from clachan.server.services import joining
 
-from .conftest import Node, wait_for
+from .conftest import ROOT, Node, wait_for
+
+sys.path.insert(0, str(ROOT / "tests"))
+from testbed import soak
 
 pytestmark = pytest.mark.slow
 
@@ -229,3 +234,42 @@ def test_an_agent_that_waits_ends_when_it_is_told(machine: Node) -> None:
     second = subprocess.run([*AGENT, str(machine.home)], capture_output=True, text=True, check=False, timeout=30)
     assert (second.returncode, "another one runs, expected none" in second.stderr) == (1, True)
     end(agent)
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(soak.seconds(300))
+def test_an_agent_that_is_killed_while_it_joins(controller: live.Live, machine: Node) -> None:
+    """Twice, at any moment until it usually has joined; systemd starts the next."""
+    machine.start_supervisord()
+    usual = 0.0
+    for number, chance in enumerate(chain([None], soak.rounds("join"))):
+        name = f"vm_{number:012x}"
+        _forget(machine)
+        invite(machine.layout, controller.url, token := controller.join_token(name), name)
+        for _ in range(2 if chance else 0):
+            agent = start(machine)
+            time.sleep(chance.uniform(0.2, usual))
+            agent.kill()
+            agent.wait()
+        began, agent = time.monotonic(), start(machine)
+        wait_for(lambda: not machine.layout.invitation.exists(), 30)
+        usual = usual or time.monotonic() - began
+        controller.controller.sightings._seen.clear()
+        wait_for(lambda: controller.controller.sightings._seen, 30)
+        wait_for(lambda name=name: controller.ok("GET", f"/nodes/{name}")["state"] == "active", 30)
+        end(agent)
+        layout = machine.layout
+        assert layout.load_identity().name == layout.load_config().node_name == name
+        assert [one["used"] for one in controller.ok("GET", "/join-tokens?limit=500")["items"]] == [True] * (number + 1)
+        assert token.partition(".")[2] not in said(machine)
+    assert "Traceback" not in said(machine)
+
+
+def _forget(machine: Node) -> None:
+    """As an image has it: the node never joined."""
+    config = json.loads(machine.layout.config.read_text())
+    shutil.rmtree(machine.layout.node)
+    machine.layout.node.mkdir()
+    known = {key: value for key, value in config.items() if key not in {"controller_url", "node_name"}}
+    machine.layout.config.write_text(json.dumps(known))

@@ -182,6 +182,12 @@ def _a_renewed_certificate_is_taken_up(lab: Lab) -> None:
     assert lab.node.layout.certificate.read_text() == after, "a young one is not made again"
     doctor = lab.command("doctor")
     assert (doctor.returncode, doctor.stdout.count("ok  ")) == (0, 9), doctor.stdout
+    asked = lab.controller.ok("GET", f"/nodes/{NODE}/doctor")
+    pieces = [one["name"] for one in asked["findings"]]
+    assert pieces == [line.split(":")[0].removeprefix("ok").strip() for line in doctor.stdout.splitlines()]
+    said = json.loads(lab.command("doctor", "--json").stdout)
+    assert [one["name"] for one in said["findings"]] == pieces
+    assert {one["ok"] for one in said["findings"] + asked["findings"]} == {True}
 
 
 def _stop_and_remove(lab: Lab) -> None:

@@ -6,8 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 from clachan.agent import runs
+from clachan.agent.layout import AgentError
 
 from .conftest import Node, wait_for
 
@@ -63,3 +66,19 @@ def test_what_a_killed_agent_left_is_ended_and_cleared(tmp_path: Path) -> None:
     assert daemon.poll() is None, "what a run that ended left running is the node's"
     daemon.kill()
     daemon.wait()
+
+
+def test_a_module_is_asked_and_nothing_of_it_is_kept(bare: Node) -> None:
+    collections = [Path(bare.config.platform_path)]
+
+    def ask(module: str, **arguments: object) -> dict[str, Any]:
+        return runs.ask(module, arguments, collections, bare.layout, 50)
+
+    assert ask("ansible.builtin.ping", data="heard")["ping"] == "heard"
+    with pytest.raises(AgentError, match=r"module ansible\.builtin\.slurp: .*/nowhere.* \(status failed\), expected"):
+        ask("ansible.builtin.slurp", src="/nowhere")
+    with pytest.raises(
+        AgentError, match=r"module clachan\.platform\.nothing: Task failed: Cannot resolve .*, expected its result"
+    ):
+        ask("clachan.platform.nothing")
+    assert list(bare.layout.runs.iterdir()) == []

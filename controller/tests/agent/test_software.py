@@ -128,3 +128,14 @@ def test_platform_software_needs_the_installed_platform(tmp_path: Path, platform
         f"platform collection of this node: digest {own[:12]}, expected cccccccccccc (version 9.9.9): "
         "install it with the playbook clachan.platform.node"
     )
+
+
+def test_a_machine_of_an_image_goes_on_with_the_platform_of_its_image(tmp_path: Path, platform: Path) -> None:
+    """The platform was upgraded since; what is inside the machine is healed when it gets a newer image."""
+    software = Software(tmp_path / "software", platform, of_image=True)
+    artifact = SoftwareArtifact(
+        collection="clachan.platform", version="9.9.9", artifact_sha256=None, size=0, platform=True
+    )
+    software.bring("c" * 64, artifact, lambda *_: None)
+    assert software.present("c" * 64)
+    assert software.collections("c" * 64) == (platform,)

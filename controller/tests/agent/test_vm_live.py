@@ -109,6 +109,7 @@ def test_a_vm_is_ordered_joins_runs_is_rebuilt_and_goes(tmp_path: Path, machines
         until(lambda: observed(controller, "home.app")["state"] == "started", rebuilt)
         until(lambda: observed(controller, "home.vm")["revision"] == 2, host)
 
+        _both_doctors_name_what_is_wrong(controller, host)
         controller.ok("DELETE", "/instances/home.vm")
         until(lambda: controller.call("GET", "/instances/home.vm").status_code == 404, host)
         assert controller.call("GET", f"/nodes/{token['node']}").status_code == 404
@@ -126,6 +127,26 @@ def until(condition: Any, machine: Machine) -> None:
 def observed(controller: live.Live, path: str) -> dict[str, Any]:
     found: dict[str, Any] = controller.ok("GET", f"/instances/{path}")["observed"]
     return found
+
+
+def _both_doctors_name_what_is_wrong(controller: live.Live, host: Machine) -> None:
+    """A data volume makes it a node that has had machines; then its agent runs the module that looks at them."""
+    folder = host.node.home / "volumes/home.gone"
+    folder.mkdir(parents=True)
+    (folder / "data.raw").touch()
+    (folder / ".more.raw.new").touch()
+    command = [sys.executable, "-m", "clachan.agent", "doctor", "--json", "--home", str(host.node.home)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    asked = controller.ok("GET", "/nodes/here/doctor")["findings"]
+    for findings in (json.loads(said.stdout)["findings"], asked):
+        volumes = [(one["name"], one["ok"], one["found"]) for one in findings if one["kind"] == "volume"]
+        assert volumes == [
+            (str(folder / ".more.raw.new"), False, "a file half made"),
+            (str(folder / "data.raw"), True, "data kept: instance home.gone is no more"),
+        ], findings
+        assert {"agent", "domain", "image", "tap", "rule", "user"} <= {one["kind"] for one in findings}
+    assert (said.returncode, said.stderr) == (1, "")
+    assert not list(host.node.layout.runs.glob("ask-*"))
 
 
 def _token(controller: live.Live, host: Machine, former: str = "") -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """node, supply: the machines, and what is made present on them."""
 
 import threading
+import time
 
 import pytest
-from clachan.contract.api import NodeView
+from clachan.client import Client
+from clachan.contract.api import Answer, Finding, NodeView
 
 
 def plain(view):
@@ -36,6 +38,54 @@ def test_list_and_show_are_the_apis_own_objects(cli, machine, live) -> None:
     assert "isolation    a unix user for each slot\n" in cli("node", "show", "here").out
 
 
+def answering(machine, *findings: Finding, after: float = 0) -> threading.Thread:
+    """The agent's part: answers the next question."""
+
+    def answer() -> None:
+        with Client(machine.url, ca_file=machine.ca_file, cert=machine.cert) as node:
+            (question,) = node.questions(wait=20)
+            time.sleep(after)
+            node.answer(question.id, Answer(findings=list(findings)))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    return thread
+
+
+KEY = Finding(kind="agent", name="key", ok=True, found="readable by its owner only")
+TAP = Finding(kind="tap", name="cv7", ok=False, found="a tap\x1b[2J", expected="none: no member is at it")
+
+
+def test_doctor_says_what_is_wrong_and_ends_with_1(cli, machine) -> None:
+    thread = answering(machine, KEY, TAP)
+    ran = cli("node", "doctor", "here")
+    thread.join()
+    assert (ran.status, ran.err) == (1, "")
+    assert [" ".join(line.split()) for line in ran.out.splitlines()] == [
+        "KIND NAME RESULT FOUND EXPECTED",
+        "agent key ok readable by its owner only -",
+        "tap cv7 wrong a tap\\x1b[2J none: no member is at it",
+    ]
+    thread = answering(machine, KEY, TAP)
+    ran = cli("node", "doctor", "here", "--json")
+    thread.join()
+    assert (ran.status, ran.json) == (1, {"findings": [plain(KEY), plain(TAP)]})
+
+
+def test_doctor_says_that_it_waits_and_ends_with_0_when_all_is_well(cli, machine) -> None:
+    thread = answering(machine, KEY, after=3)
+    ran = cli("node", "doctor", "here")
+    thread.join()
+    assert (ran.status, ran.err) == (0, "[   0 s] node here looks at what is on it\n")
+
+
+def test_doctor_of_a_node_that_does_not_answer(cli, machine) -> None:
+    ran = cli("node", "doctor", "here", "--json")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err.endswith("clachan: node here: no answer within 2 s, expected its agent to run\n")
+    assert cli("node", "doctor", "nowhere").err == "clachan: node nowhere: unknown, expected one that joined\n"
+
+
 def test_an_unknown_node_is_one_line(cli) -> None:
     ran = cli("node", "show", "nowhere")
     assert (ran.status, ran.out, ran.err) == (1, "", "clachan: node nowhere: unknown, expected one that joined\n")
@@ -52,6 +102,10 @@ def test_labels_drain_reach_and_revoke(cli, live) -> None:
     assert cli("node", "drain", "cellar", "--json").json["state"] == "drained"
     assert cli("node", "activate", "cellar", "--json").json["state"] == "active"
     assert cli("node", "reach", "cellar", "10.0.0.7", "--json").json["addresses"]["reach"] == "10.0.0.7"
+    changed = cli("node", "links", "cellar", "2001:db8::7", "192.0.2.7")
+    assert "links   192.0.2.7 2001:db8::7\n" in changed.out
+    assert "links        192.0.2.7 2001:db8::7\n" in cli("node", "show", "cellar").out
+    assert cli("node", "links", "cellar", "--json").json["addresses"]["links"] == []
     assert cli("node", "revoke", "cellar", "--yes", "--json").json["state"] == "revoked"
     assert node.call("GET", "/nodes/self/inventory").status_code == 401
     node.session.close()
@@ -68,6 +122,14 @@ def test_a_label_of_another_form(pair, cli, machine) -> None:
     ("arguments", "text"),
     [
         (["label", "here", "ZONE=x"], "labels.ZONE: name 'ZONE', expected [a-z][a-z0-9_]{0,30}"),
+        (
+            ["links", "here", "127.0.0.1"],
+            "links ['127.0.0.1'], expected at most one IPv4 and one IPv6 address of a host",
+        ),
+        (
+            ["token", "attic", "--link", "oak"],
+            "links ['oak'], expected at most one IPv4 and one IPv6 address of a host",
+        ),
         (["token", "attic", "--lasts", "8d"], "seconds: Input should be less than or equal to 604800"),
         (["token", "attic", "--label", "ZONE=x"], "labels.ZONE: name 'ZONE', expected [a-z][a-z0-9_]{0,30}"),
     ],

@@ -64,6 +64,24 @@ def test_why_it_waits_is_said(cli, page) -> None:
     assert "waiting for home.nobody to publish url" in ran.err
 
 
+def test_what_the_children_say_is_said_with_what_they_are(cli, machine, page) -> None:
+    assert cli("request", "home.family", page, "--no-wait").status == 0
+    parent = machine.slice()["records"]["home.family"]["clachan_instance"]["id"]
+    members = {"ok": False, "message": "children: one failed"}
+    machine.accepted(
+        {"kind": "requests", "instance": parent, "revision": 1, "children": {"one": {"software": page}}},
+        {"kind": "instance", "instance": parent, "revision": 1, "state": "converging"},
+        {"kind": "promises", "instance": parent, "results": {"members": members}},
+    )
+    child = machine.slice()["records"]["home.family.one"]["clachan_instance"]["id"]
+    said = "promise reached: m1 is not reached by IPv6"
+    machine.accepted({"kind": "instance", "instance": child, "revision": 1, "state": "failed", "message": said})
+    ran = cli("instance", "wait", "home.family", "--timeout", 0.5)
+    assert ran.status == 3
+    assert ran.status == 3
+    assert f"members: children: one failed; one: {said}; revision 1 not converged yet" in ran.err
+
+
 def test_without_software_only_what_is_given_changes(cli, page) -> None:
     cli("request", "home.keep", page, "-p", "page_text=a", "-p", "page_heading=b", "--title", "Mine", "--no-wait")
     ran = cli("request", "home.keep", "-p", "page_text=c", "--node", "here", "--no-wait", "--json")

@@ -132,12 +132,22 @@ def prepare_slots(chosen: Home = None) -> None:
 
 
 @app.command(name="doctor")
-def examine(chosen: Home = None) -> None:
-    """Look at everything that an agent needs; exit status 1 when something is wrong."""
+def examine(
+    chosen: Home = None, as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False
+) -> None:
+    """Look at what an agent needs and at what is here for virtual machines; exit status 1 when something is wrong."""
     from clachan.agent import doctor
+    from clachan.contract.api import Findings
 
-    findings = list(doctor.examine(_layout(chosen)))
-    for finding in findings:
-        typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.found}")
+    layout, findings = _layout(chosen), []
+    _clean_environment()
+    for finding in doctor.examine(layout):
+        findings.append(finding)
+        if not as_json:
+            what = finding.name if finding.kind == "agent" else f"{finding.kind} {finding.name}".rstrip()
+            expected = f", expected {finding.expected}" if finding.expected else ""
+            typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {what}: {finding.found}{expected}")
+    if as_json:
+        typer.echo(Findings(findings=findings).model_dump_json(indent=2))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

@@ -20,7 +20,7 @@ from clachan.agent.slots import log_names, tail
 from clachan.agent.spool import Spool
 from clachan.client import Client, ClientError
 from clachan.client.streams import Streams
-from clachan.contract.api import Answer, ConnectQuestion, Question
+from clachan.contract.api import Answer, ConnectQuestion, DoctorQuestion, LogsQuestion
 from clachan.contract.inventory import WRAPPER, Inventory
 
 log = logging.getLogger(__name__)
@@ -147,20 +147,27 @@ class Answers:
     """Answers what users ask of this node."""
 
     def __init__(
-        self, link: Link, find: Callable[[str], Host | None], connect: Callable[[ConnectQuestion, Host], None]
+        self,
+        link: Link,
+        find: Callable[[str], Host | None],
+        connect: Callable[[ConnectQuestion, Host], None],
+        examine: Callable[[DoctorQuestion], None],
     ) -> None:
-        """`find(instance)` gives it when it is on this node; `connect` takes up a stream in a thread of its own."""
-        self._link, self._find, self._connect = link, find, connect
+        """`find(instance)` gives it when it is on this node; `connect` and `examine` work in threads of their own."""
+        self._link, self._find, self._connect, self._examine = link, find, connect, examine
 
     def step(self) -> None:
         client = self._link.client()
         for question in client.questions(wait=POLL_SECONDS):
+            if isinstance(question, DoctorQuestion):
+                self._examine(question)
+                continue
             answer = self._answer(question)
             if answer is not None:
                 client.answer(question.id, answer)
                 log.info("question %s about %s: answered", question.kind, question.instance)
 
-    def _answer(self, question: Question) -> Answer | None:
+    def _answer(self, question: LogsQuestion | ConnectQuestion) -> Answer | None:
         host = self._find(question.instance)
         if host is None:
             return Answer(error=f"instance {question.instance}: not on this node")

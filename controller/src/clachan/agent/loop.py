@@ -19,6 +19,7 @@ from typing import Any
 import clachan
 from clachan.agent import runs
 from clachan.agent.converge import Converger, Result
+from clachan.agent.doctor import Doctor
 from clachan.agent.layout import AgentError, Identity, Layout, NodeConfig
 from clachan.agent.link import Answers, Link, Renewal, Reporter, Slices, keep_doing
 from clachan.agent.memory import Memory, Supply
@@ -63,7 +64,7 @@ class Agent:
         runs.clear_leftovers(layout.runs)
         self.memory = Memory(layout.state)
         self.spool = Spool(layout.spool, identity.id)
-        self._software = Software(layout.software, Path(config.platform_path))
+        self._software = Software(layout.software, Path(config.platform_path), of_image=config.of_image)
         self._converger = Converger(layout, config, self._software, supervisor, self.stop.is_set)
         self._jobs = ThreadPoolExecutor(RUNS_AT_ONCE + 1, "job")
         self._checks = ThreadPoolExecutor(CHECKERS, "check")
@@ -111,9 +112,12 @@ class Agent:
         return {
             "poll": self._slices.poll,
             "report": reporter.step,
-            "questions": Answers(self._link, self._host, Carrier(self._link).begin).step,
+            "questions": self._answers().step,
             "certificate": Renewal(self._layout, self._link, self.stop).step,
         }
+
+    def _answers(self) -> Answers:
+        return Answers(self._link, self._host, Carrier(self._link).begin, Doctor(self._layout, self._link).begin)
 
     def end(self) -> None:
         """Make `run` return soon; may be called from a signal handler or any thread."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from clachan.agent.layout import AgentError, Layout
 from clachan.agent.processes import end_marked
 from clachan.agent.redaction import Redactor, sealed_values
 from clachan.agent.spool import timestamp
@@ -118,25 +119,20 @@ def run(wanted: Run, runs: Path, home: Path, cancelled: Callable[[], bool] = lam
     directory.mkdir(mode=0o700, parents=True)
     began = timestamp()
     listener = _Listener(_redactor(wanted.inventory), directory / "output.log")
+    entry = {"CLACHAN_RUN_SOFTWARE": wanted.software, "CLACHAN_RUN_ENTRY": wanted.entry}
     try:
-        import ansible_runner  # takes its time, and the first report need not wait for it
-
         _write_inventory(wanted.inventory, directory)
-        runner = ansible_runner.run(
-            private_data_dir=str(directory),
-            ident="0",
+        status = _ansible(
+            directory,
+            _environment(wanted.collections, directory, home) | entry,
+            listener,
             playbook=PLAYBOOKS[wanted.purpose],
             inventory=str(directory / "clachan.yml"),
-            envvars=_environment(wanted, directory, home),
-            settings={"suppress_output_file": True, "pexpect_timeout": 1},
             forks=_forks(len(wanted.hosts)),
             timeout=LONGEST_RUN,
-            event_handler=listener,
             cancel_callback=cancelled,
-            suppress_env_files=True,
-            quiet=True,
         )
-        outcome = _outcome(wanted, began, runner.status, listener)
+        outcome = _outcome(wanted, began, status, listener)
     except Exception as error:  # whatever it is, it is this run's failure and not the agent's
         log.exception("run %s: ansible-runner failed", wanted.identity)
         reason = f"run {wanted.identity}: {type(error).__name__}: {error}"
@@ -146,6 +142,59 @@ def run(wanted: Run, runs: Path, home: Path, cancelled: Callable[[], bool] = lam
         clear(directory)
     (directory / "run.json").write_bytes(outcome.fact.json_bytes())
     return outcome
+
+
+def ask(
+    module: str, arguments: dict[str, Any], collections: Sequence[Path], layout: Layout, seconds: int
+) -> dict[str, Any]:
+    """The result of a module that only looks, on this machine; nothing of it is kept. Raises AgentError.
+
+    `arguments` never hold a tenant's text: Ansible would expand templates in them.
+    """
+    directory = layout.runs / f"ask-{uuid.uuid4().hex}"
+    directory.mkdir(mode=0o700, parents=True)
+    results: list[dict[str, Any]] = []
+    words: list[str] = []
+
+    def listen(event: dict[str, Any]) -> bool:
+        words.append(str(event.get("stdout") or ""))
+        if event.get("event") in {"runner_on_ok", "runner_on_failed", "runner_on_unreachable"}:
+            results.append(event["event_data"]["res"])
+        return False
+
+    environment = _environment(collections, directory, layout.home) | {
+        "ANSIBLE_INVENTORY_ENABLED": "ansible.builtin.ini",
+        "ANSIBLE_TRANSPORT": "local",
+        "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+    }
+    what = {"module": module, "module_args": json.dumps(arguments), "host_pattern": "localhost"}
+    try:
+        (directory / "ansible.cfg").write_text("[defaults]\n")
+        (directory / "hosts").write_text("localhost\n")
+        status = _ansible(directory, environment, listen, inventory=str(directory / "hosts"), timeout=seconds, **what)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    if status != "successful" or len(results) != 1:
+        said = results[0].get("msg") if results else " ".join(words).strip()[-MESSAGE_CHARS:] or "no result"
+        raise AgentError(f"module {module}: {said} (status {status}), expected its result")
+    return results[0]
+
+
+def _ansible(directory: Path, environment: dict[str, str], listen: Callable[[Any], bool], **what: Any) -> str:
+    """The status in which ansible-runner ended."""
+    import ansible_runner  # takes its time, and the first report need not wait for it
+
+    runner = ansible_runner.run(
+        private_data_dir=str(directory),
+        ident="0",
+        envvars=environment,
+        settings={"suppress_output_file": True, "pexpect_timeout": 1},
+        event_handler=listen,
+        suppress_env_files=True,
+        quiet=True,
+        **what,
+    )
+    return str(runner.status)
 
 
 def _redactor(inventory: Inventory) -> Redactor:
@@ -169,18 +218,16 @@ def _write_inventory(inventory: Inventory, directory: Path) -> None:
     (directory / "ansible.cfg").write_text("[defaults]\n")
 
 
-def _environment(wanted: Run, directory: Path, home: Path) -> dict[str, str]:
+def _environment(collections: Sequence[Path], directory: Path, home: Path) -> dict[str, str]:
     return {
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         "LANG": "C.UTF-8",
         "CLACHAN_HOME": str(home),
-        "CLACHAN_RUN_SOFTWARE": wanted.software,
-        "CLACHAN_RUN_ENTRY": wanted.entry,
         MARK: str(directory),
         "ANSIBLE_CONFIG": str(directory / "ansible.cfg"),
         "ANSIBLE_HOME": str(directory / "ansible"),
         "ANSIBLE_LOCAL_TEMP": str(directory / "ansible" / "tmp"),
-        "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join(map(str, wanted.collections)),
+        "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join(map(str, collections)),
         "ANSIBLE_COLLECTIONS_SCAN_SYS_PATH": "false",
         "ANSIBLE_ROLES_PATH": str(directory / "no_roles"),
         "ANSIBLE_INVENTORY_ENABLED": "clachan.platform.inventory",

@@ -3,7 +3,8 @@
     software/<digest>/ansible_collections/NAMESPACE/NAME/    digest: sha256 of the collection's MANIFEST.json
 
 A folder that has its final name is complete: it was unpacked beside it, each file verified against FILES.json, and
-FILES.json and MANIFEST.json against the digest, and renamed. The platform's own collection is installed with the node.
+FILES.json and MANIFEST.json against the digest, and renamed. The platform's own collection is installed with the node;
+a machine made of an image goes on with the one in it when the platform has another build.
 """
 
 import hashlib
@@ -32,9 +33,11 @@ Download = Callable[[str, Path], None]
 class Software:
     """The folders of software on this node."""
 
-    def __init__(self, folder: Path, platform: Path) -> None:
+    def __init__(self, folder: Path, platform: Path, *, of_image: bool = False) -> None:
+        """`of_image`: software of the platform is there in the build that the image has, whichever is asked for."""
         self._folder = folder
         self._platform = platform
+        self._of_image = of_image
         self._known: set[str] = set()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in [*folder.glob("*.tmp"), *folder.glob(".fetch*")]:
@@ -42,11 +45,7 @@ class Software:
 
     def platform_digest(self) -> str | None:
         """Of the platform collection installed here; None when it was not installed from an artifact."""
-        try:
-            manifest = self._platform / "ansible_collections/clachan/platform/MANIFEST.json"
-            return hashlib.sha256(manifest.read_bytes()).hexdigest()
-        except OSError:
-            return None
+        return platform_digest(self._platform)
 
     def present(self, digest: str) -> bool:
         if digest in self._known:
@@ -74,6 +73,9 @@ class Software:
             return
         if artifact is None:
             raise AgentError(f"software {digest[:12]}: the slice does not say where it comes from")
+        if artifact.platform and self._of_image:
+            self._known.add(digest)
+            return
         if artifact.platform or artifact.artifact_sha256 is None:
             own = self.platform_digest() or "none"
             self._known.clear()
@@ -101,6 +103,14 @@ class Software:
             doomed = folder.rename(folder.with_suffix(".tmp"))
             remove(doomed)
         return [folder.name for folder in unused]
+
+
+def platform_digest(platform: Path) -> str | None:
+    try:
+        manifest = platform / "ansible_collections/clachan/platform/MANIFEST.json"
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def remove(path: Path) -> None:

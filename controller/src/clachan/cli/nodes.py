@@ -6,11 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from clachan.cli.connection import complete_tenant, connect
-from clachan.cli.errors import CommandError
+from clachan.cli.errors import FAILED, CommandError
 from clachan.cli.options import Json, NewName, NodeName, check_name, parse_duration, parse_pairs, validated
 from clachan.cli.output import details, labels_text, print_json, print_json_list, table
 
-app = typer.Typer(no_args_is_help=True, help="Nodes: list, join, label, drain, revoke.")
+app = typer.Typer(no_args_is_help=True, help="Nodes: list, join, examine, label, drain, revoke.")
 
 Labels = Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="KEY= takes the label away.")]
 
@@ -64,11 +64,31 @@ def show(node: NodeName, as_json: Json = False) -> None:
             ("cpu", f"{view.cpu_milli} milli"),
             ("addresses", f"{view.addresses.ipv4} {view.addresses.ipv6}"),
             ("ssh", view.addresses.reach),
+            ("links", " ".join(view.addresses.links) or None),
             ("system", view.system),
             ("version", view.version),
             ("certificate", f"until {view.certificate_expires}" if view.certificate_expires else None),
         ]
     )
+
+
+@app.command()
+def doctor(node: NodeName, as_json: Json = False) -> None:
+    """Compare what is on a node with what should be; its agent is asked. Exit status 1 when something is wrong."""
+    from clachan.cli.waiting import patiently
+
+    with connect() as client:
+        found = patiently(f"node {node}", "looks at what is on it", lambda: client.examine_node(node))
+    if as_json:
+        print_json(found)
+    else:
+        rows = [
+            (one.kind, one.name or None, "ok" if one.ok else "wrong", one.found, one.expected or None)
+            for one in found.findings
+        ]
+        table(["KIND", "NAME", "RESULT", "FOUND", "EXPECTED"], rows)
+    if not all(one.ok for one in found.findings):
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -81,6 +101,10 @@ def token(
     label: Annotated[
         list[str] | None, typer.Option("--label", "-l", metavar="KEY=VALUE", help="A label it begins with.")
     ] = None,
+    *,
+    link: Annotated[
+        list[str] | None, typer.Option("--link", metavar="ADDRESS", help="Where other nodes reach it; IPv4 and IPv6.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Create the one-time token with which the machine NAME joins, and print it: it is shown this once."""
@@ -90,6 +114,7 @@ def token(
         "node": name,
         "owner": owner,
         "labels": parse_pairs(label or [], "label"),
+        "links": link or [],
         "seconds": parse_duration(lasts),
     }
     with connect() as client:
@@ -134,7 +159,8 @@ def _change(name: str, as_json: bool, **change: Any) -> None:
     if as_json:
         print_json(view)
     else:
-        details([("node", view.name), ("state", view.state), ("labels", labels_text(view.labels))])
+        links = " ".join(view.addresses.links) or None
+        details([("node", view.name), ("state", view.state), ("labels", labels_text(view.labels)), ("links", links)])
 
 
 @app.command()
@@ -165,6 +191,18 @@ def reach(
 ) -> None:
     """Say where SSH reaches a node."""
     _change(node, as_json, reach=address)
+
+
+@app.command()
+def links(
+    node: NodeName,
+    addresses: Annotated[
+        list[str] | None, typer.Argument(metavar="[ADDRESS]...", help="An IPv4 and an IPv6 address; none: take away.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say where other nodes reach a node directly, for clusters that are on several."""
+    _change(node, as_json, links=addresses or [])
 
 
 @app.command()

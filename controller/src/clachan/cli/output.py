@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _STYLES = {
     "started": "green", "present": "green", "active": "green", "online": "green", "ok": "green",
-    "failed": "red", "failing": "red", "revoked": "red", "offline": "red",
+    "failed": "red", "failing": "red", "revoked": "red", "offline": "red", "wrong": "red",
     "waiting": "yellow", "allocated": "yellow", "converging": "yellow", "drained": "yellow", "joining": "yellow",
 }  # fmt: skip
 
