@@ -1,23 +1,37 @@
 """Molecule's scenarios on real systemd machines."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 from house import ROOT, load
+from testbed import guest, images, probe
 from testbed.lab import Lab
-from testbed.probe import obstacle
 
 SCENARIOS = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
+WITHOUT_GUESTS = {"node"}
+"""The others build images or boot guests."""
+EXAMPLE = ROOT / "docs/molecule/banner"
+
+
+def _scenarios() -> list[object]:
+    return [pytest.param(name, marks=() if name in WITHOUT_GUESTS else pytest.mark.guest) for name in SCENARIOS]
+
+
+def _obstacle(scenario: str) -> str | None:
+    if scenario in WITHOUT_GUESTS:
+        return probe.obstacle()
+    return images.obstacle() or guest.obstacle() or probe.obstacle()
 
 
 @pytest.mark.heavy
 @pytest.mark.root
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("scenario", _scenarios())
 def test_scenario(scenario: str, tmp_path: Path) -> None:
-    reason = obstacle()
+    reason = _obstacle(scenario)
     if reason:
         pytest.skip(f"this machine cannot: {reason}")
     lab = f"m{os.getpid()}"  # two runs on one host do not meet
@@ -47,3 +61,13 @@ def test_every_scenario_shares_the_base_configuration() -> None:
         own = load(ROOT / "molecule" / scenario / "molecule.yml")
         assert set(own) == {"scenario"}, f"{scenario}: {sorted(own)}, expected only what differs from the base"
         assert own["scenario"]["name"] == scenario
+
+
+def test_the_document_shows_every_file_of_the_example() -> None:
+    """The scenario `cluster` runs these files."""
+    document = (ROOT / "docs/molecule.md").read_text()
+    shown = dict(re.findall(r"^```yaml\n# ([\w./]+)\n(.*?)^```$", document, re.MULTILINE | re.DOTALL))
+    files = {str(path.relative_to(EXAMPLE)): path.read_text() for path in EXAMPLE.rglob("*.yml")}
+    assert shown.keys() == {name for name in files if name != "meta/main.yml"}
+    for name, text in shown.items():
+        assert text == files[name].removeprefix("---\n"), f"{name}: not as in {EXAMPLE}, expected the same text"

@@ -10,6 +10,22 @@ from testbed.host import LabError, locked, run, testbed
 
 SUITE = "bookworm"
 PACKAGES = "systemd,systemd-sysv,dbus,python3,openssh-server,iproute2,ca-certificates"
+VM_NODE_PACKAGES = (
+    "iproute2",
+    "libvirt-clients",
+    "libvirt-daemon-system",
+    "nftables",
+    "openssh-client",
+    "procps",
+    "python3-apt",
+    "python3-libvirt",
+    "python3-pycdlib",
+    "python3-venv",
+    "qemu-system-x86",
+    "qemu-utils",
+    "socat",
+)
+"""What the role `vm` installs, there already as machines reach no mirror; and what a push needs for its first venv."""
 MASKED = (
     "systemd-udevd.service systemd-udev-trigger.service getty@.service console-getty.service "
     "systemd-timesyncd.service apt-daily.timer apt-daily-upgrade.timer systemd-networkd-wait-online.service "

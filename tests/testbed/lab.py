@@ -12,14 +12,15 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from testbed import network
-from testbed.base import base
+from testbed import images, network
+from testbed.base import VM_NODE_PACKAGES, base
 from testbed.host import HERE, LabError, Process, install_packages, locked, run, spawn, testbed
 from testbed.index import PORT
 from testbed.machine import Machine
@@ -194,6 +195,8 @@ def _forget_identity(root: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+IMAGES = "/srv/images"
+"""Where machines with `--guests` have the disk of an image."""
 POWER = {
     "reboot": "shut down in order and boot again",
     "cut": "take the power away; the disk stays",
@@ -225,11 +228,13 @@ def _parser() -> argparse.ArgumentParser:
     verb("probe", _probe, "say whether this host can run the machines; exit 1 and the reason when not")
     verb("wheels", lambda _: print(wheelhouse()), "fetch the wheels of the lock files; print their folder")
     verb("base", lambda _: print(base()), "make the base if it is not there; print its folder")
+    verb("image", lambda _: print(_image()), "build the image of nodes if it is not there; print the file of its disk")
     up = verb("up", _up, "make and boot machines")
     up.add_argument("names", nargs="+")
     up.add_argument("--bind", action="append", default=[], metavar="INSIDE=HOST", help="a folder to show, read-only")
     up.add_argument("--wheels", action="store_true", help="serve the wheelhouse to the machines' pip")
     up.add_argument("--package", action="append", default=[], help="a Debian package that the base has besides")
+    up.add_argument("--guests", action="store_true", help=f"what nodes of VMs have, and an image's disk in {IMAGES}")
     up.add_argument("--layer", action="append", default=[], type=Path, help="folder of a layer to start from")
     execute = verb("exec", _exec, "run a command in a machine, as root")
     execute.add_argument("name")
@@ -251,8 +256,26 @@ def _probe(_: argparse.Namespace) -> int:
 def _up(options: argparse.Namespace) -> None:
     binds = dict(text.split("=", 1) for text in options.bind)
     wheels = wheelhouse() if options.wheels else None
-    for machine in Lab(options.lab, options.layer, wheels, options.package).up(options.names, binds):
+    packages = {*options.package, *(VM_NODE_PACKAGES if options.guests else ())}
+    lab = Lab(options.lab, options.layer, wheels, sorted(packages))
+    if options.guests:
+        binds[IMAGES] = str(_image_of(lab))
+    for machine in lab.up(options.names, binds):
         print(machine.name, machine.address)
+
+
+def _image_of(lab: Lab) -> Path:
+    """A folder of the lab with the image's disk: a link of its own, as the kept store drops what is outdated."""
+    folder = lab.folder / "guests"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "disk.qcow2").exists():
+        os.link(_image(), folder / "disk.qcow2")
+    return folder
+
+
+def _image() -> Path:
+    with tempfile.TemporaryDirectory(dir=testbed()) as scratch:
+        return images.node_image(Path(scratch))
 
 
 def _exec(options: argparse.Namespace) -> int:
