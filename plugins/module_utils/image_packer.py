@@ -10,8 +10,10 @@ those would write logs and a random seed again.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -47,6 +49,8 @@ LONGEST_SOCKET = 75
 """Bytes of a folder's path in which OpenSSH can make its control socket."""
 STEPS = ("Starting VM", "Waiting for SSH", "Connected to SSH", "Provisioning", "Gracefully halting")
 """Of Packer's many lines, those that say how far it is."""
+PATIENCE_SECONDS = 10
+"""For Packer to end after its guest has."""
 FINISH = "sh %s/finish" % BUILD
 # s, u, o of the kernel: write all, remount read-only, off; in the background, so that the command itself ends well
 TURN_OFF = """
@@ -186,6 +190,7 @@ class Packer:
                 ["-cpu", "host" if accelerator == "kvm" else TCG_CPU],
                 ["-vnc", "none"],
                 ["-serial", "file:%s/serial" % work],
+                ["-pidfile", work + "/qemu.pid"],
             ],
         }
 
@@ -233,11 +238,41 @@ class Packer:
             program = PackerExecutable(wrapper(work), config={"stdout": said, "stderr": subprocess.STDOUT})
             thread = threading.Thread(target=lambda: status.append(program.build(path)[0]), daemon=True)
             thread.start()
-            errors = follow_output(output, thread.is_alive, tell)
+            guest = Guest(work)
+            errors = follow_output(output, lambda said: guest.watch(said) or thread.is_alive(), tell)
             thread.join()
+        if guest.lost:
+            raise BuildError("guest of the build: its QEMU ended, expected it to run until Packer turns it off")
         if status != [0]:
             told = hide("\n".join(errors[-40:]))[-2000:]
             raise BuildError("packer build: exit status %s, expected 0: %s" % (status[0] if status else "none", told))
+
+
+class Guest:
+    """Packer waits for a guest that is gone as long as for one that boots: here it is ended with its guest."""
+
+    def __init__(self, work):
+        self._guest, self._packer = work + "/qemu.pid", work + "/packer.pid"
+        self._since = None
+        self.lost = False
+
+    def watch(self, said):
+        """End Packer when its guest ended before its time. After an error Packer ends the guest and then itself."""
+        if self.lost or any(line.startswith(STEPS[-1]) for line in said) or not self._ended():
+            return
+        self._since = self._since or time.monotonic()
+        if time.monotonic() > self._since + PATIENCE_SECONDS:
+            self.lost = True
+            os.kill(int(read(self._packer)), signal.SIGKILL)
+
+    def _ended(self):
+        """QEMU holds a lock on its file as long as it lives, whatever its number is in its own namespace."""
+        try:
+            with open(self._guest, "r+", encoding="utf-8") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return file.read() != ""
+        except (FileNotFoundError, BlockingIOError):
+            return False
 
 
 def multiplexing(work):
@@ -263,7 +298,11 @@ def wrapper(work):
             contained += command
             break
     lines = ["#!/bin/sh", "cd '%s'" % work, "export PACKER_CACHE_DIR='%s/cache' TMPDIR='%s/tmp'" % (work, work)]
-    lines += ["export CHECKPOINT_DISABLE=1", 'exec %s %s "$@"' % (" ".join(contained), find("packer"))]
+    lines += [
+        "echo $$ > '%s/packer.pid'" % work,
+        "export CHECKPOINT_DISABLE=1",
+        'exec %s %s "$@"' % (" ".join(contained), find("packer")),
+    ]
     with open(path, "w", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
     os.chmod(path, 0o700)
@@ -271,12 +310,15 @@ def wrapper(work):
 
 
 def follow_output(path, alive, tell):
-    """Tell the steps in Packer's machine-readable lines (time,target,type,data) as they come; returns what it said."""
+    """Tell the steps in Packer's machine-readable lines (time,target,type,data) as they come; returns what it said.
+
+    `alive` gets what was said so far, and says whether there will be more.
+    """
     said, task = [], image_provision.task_teller(tell)
     with open(path, encoding="utf-8", errors="replace") as file:
         rest = ""
         while True:
-            running = alive()
+            running = alive(said)
             rest += file.read()
             *lines, rest = rest.split("\n")
             for line in lines:

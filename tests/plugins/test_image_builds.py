@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from testbed import guest, host, images  # noqa: E402
+from testbed import guest, host, images, soak  # noqa: E402
 from testbed.host import LabError, locked, run, until  # noqa: E402
 from testbed.image_files import listing  # noqa: E402
 
@@ -57,6 +59,14 @@ def work() -> Iterator[Path]:
     run(["rm", "-rf", folder])
 
 
+def _packer() -> None:
+    if shutil.which("packer") is None:
+        pytest.skip("this machine cannot: Packer is not installed")
+    reason = guest.obstacle()
+    if reason:
+        pytest.skip(f"this machine cannot: {reason}")
+
+
 def loops(folder: Path) -> str:
     return "".join(line for line in run(["losetup", "-nl", "-O", "BACK-FILE"]).splitlines() if str(folder) in line)
 
@@ -94,22 +104,26 @@ def kill_at(stage: str, seconds: float, folder: Path, collections: Path, **optio
     process.wait()
 
 
+STAGES = {"root file system of debian-12": 12.0, "agent": 6.0, "recipe": 4.0, "disk": 4.0, "store": 0.2}
+"""Seconds that each may go on before it is killed."""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(soak.seconds(1800))
 def test_a_build_that_is_killed_at_any_stage_is_finished_by_the_next(work: Path, collections: Path) -> None:
     store, book = work / "store", work / "site.yml"
     book.write_text(SITE)
-    options = {"name": "web", "store": str(store), "builder": "bootstrap"}
+    options = {"name": "web", "builder": "bootstrap"}
     options["recipe"] = {"packages": ["nginx-light"], "playbooks": [str(book)]}
-    for stage, seconds in (
-        ("root file system of debian-12", 8),
-        ("agent", 6),
-        ("recipe", 2),
-        ("disk", 1),
-        ("disk", 3),
-        ("store", 0.1),
-    ):
-        kill_at(stage, seconds, work, collections, **options)
-        assert until(lambda: not leftovers(store), 10), (stage, leftovers(store))
-    made = images.make(work, collections, **options)
+    fresh = store
+    for chance in soak.rounds("build"):
+        for stage, longest in STAGES.items():
+            place = fresh if stage.startswith("root") else store
+            kill_at(stage, chance.uniform(0, longest), work, collections, store=str(place), **options)
+            assert until(lambda place=place: not leftovers(place), 10), (stage, leftovers(place))
+        forget(store)
+        fresh = work / "fresh"  # the other has its root file system by now
+    made = images.make(work, collections, store=str(store), **options)
     assert made["changed"] is True
     assert made["image"]["packages"]["nginx-light"]
     assert made["image"]["size"] < 600 << 20
@@ -118,7 +132,7 @@ def test_a_build_that_is_killed_at_any_stage_is_finished_by_the_next(work: Path,
     )
     assert leftovers(store) == []
     began = time.monotonic()
-    again = images.make(work, collections, **options)
+    again = images.make(work, collections, store=str(store), **options)
     assert time.monotonic() - began < 6  # with the start of Ansible and two tasks
     assert (again["changed"], again["image"]) == (False, made["image"])
     raw = work / "disk.raw"
@@ -127,12 +141,53 @@ def test_a_build_that_is_killed_at_any_stage_is_finished_by_the_next(work: Path,
     assert found.stdout == "0\n", "a variable of the build stayed in the image"
 
 
+def forget(store: Path) -> None:
+    """Take away what would spare the next build a stage: a kill in the last one may have come too late."""
+    for path in [*store.glob("cache/agent-*"), *store.glob("recipes/*"), *store.glob("?" * 64)]:
+        run(["rm", "-rf", path])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(soak.seconds(900))
+def test_a_build_whose_guest_is_killed_ends_at_once(work: Path, collections: Path) -> None:
+    _packer()
+    store = work / "store"
+    keep_base(work, store)
+    options = {"name": "lost", "store": str(store), "builder": "packer", "recipe": {"agent": False}}
+    for chance in soak.rounds("packer"):
+        words, environment = images.command(work, collections, **options)
+        with subprocess.Popen(words, env=environment, cwd=work, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                [guest_] = _wait_for_qemu(process)
+                time.sleep(chance.uniform(0, 15))
+                guest_.kill()
+                said, _ = process.communicate(timeout=60)
+            finally:
+                process.terminate()
+        assert process.returncode == 2
+        assert said.count('"msg": "guest of the build: its QEMU ended, expected it to run until') == 1, said
+        assert leftovers(store) == []
+        kept = [json.loads(manifest.read_text())["name"] for manifest in store.glob("*/manifest.json")]
+        assert kept == ["debian-12"], "only the one that the guest started from"
+
+
+def _wait_for_qemu(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    found: list[psutil.Process] = []
+
+    def look() -> bool:
+        assert process.poll() is None
+        with suppress(psutil.NoSuchProcess):
+            below = psutil.Process(process.pid).children(recursive=True)
+            # not the one that is asked for its version, nor the one that tries KVM
+            found[:] = [one for one in below if one.name().startswith("qemu-system") and "-pidfile" in one.cmdline()]
+        return bool(found)
+
+    assert until(look, 300, pause=0.2)
+    return found
+
+
 def test_both_builders_give_the_same(work: Path, collections: Path) -> None:
-    if subprocess.run(["which", "packer"], check=False, capture_output=True).returncode:
-        pytest.skip("this machine cannot: Packer is not installed")
-    reason = guest.obstacle()
-    if reason:
-        pytest.skip(f"this machine cannot: {reason}")
+    _packer()
     book = work / "site.yml"
     book.write_text(SITE)
     recipe = {
@@ -183,6 +238,13 @@ def test_the_image_holds_nothing_of_a_machine(work: Path, collections: Path) -> 
     assert "var/lib/clachan/node/node.json" not in files
 
 
+def keep_base(work: Path, store: Path) -> None:
+    """Put the root file system that is kept between runs into a store."""
+    images.node_image(work / "image")
+    (store / "cache").mkdir(parents=True)
+    run(["cp", "-a", next(images.store().glob("cache/debian-12-*")), store / "cache"])
+
+
 @pytest.mark.parametrize(("size", "cached"), [("250M", False), ("600M", True)])
 def test_a_full_disk_is_one_clear_error(work: Path, collections: Path, size: str, cached: bool) -> None:
     """While the root file system is made, and while the disk is."""
@@ -190,10 +252,7 @@ def test_a_full_disk_is_one_clear_error(work: Path, collections: Path, size: str
     full.mkdir()
     run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "tmpfs", full])
     if cached:
-        images.node_image(work / "image")
-        (full / "cache").mkdir()
-        base = next(images.store().glob("cache/debian-12-*"))
-        run(["cp", "-a", base, full / "cache"])
+        keep_base(work, full)
     with pytest.raises(LabError) as told:
         images.make(work, collections, name="plain", store=str(full), recipe={"agent": False}, builder="bootstrap")
     said = str(told.value)

@@ -1,7 +1,13 @@
-"""One real guest, from its image to its removal: seed, changes while it runs, shutdown, its data saved and restored."""
+"""One real guest, from its image to its removal: seed, console and screen, changes while it runs, shutdown, its data
+saved and restored."""
 
+import os
+import socket
+import struct
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +15,10 @@ from typing import Any
 import pytest
 
 from . import vm_node
+from .conftest import BIN
+from .streaming import agent_part
 from .vm_node import USER, Node
+from .vm_role import Backups
 
 from testbed import host, images  # isort: skip - found by what vm_node puts on the path
 from testbed.libvirt_guest import LibvirtGuest  # isort: skip
@@ -68,8 +77,14 @@ class Case:
             ],
             "seed": self.seed["path"],
             "interfaces": [{"device": self.guest.tap, "mac": self.guest.mac}],
+            "vnc": str(self.slot / "var/vnc.sock"),
             "stop_seconds": 60,
         }
+
+    @property
+    def backups(self) -> Backups:
+        volume = {"name": "data", "path": self.data["path"], "size": "64MiB", "format": "raw", "disk": {}}
+        return Backups(self.node, self.node.folder, self.vm, [volume])
 
     @property
     def small(self) -> dict[str, Any]:
@@ -105,6 +120,67 @@ def the_seed_arrived(case: Case) -> None:
     assert case.guest.ssh(read, check=False).strip() == "0"
 
 
+@contextmanager
+def connecting(case: Case, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`clachan instance connect` to the guest, with a controller and an agent for which its slot is an instance's."""
+    from live import artifact, node_fact, role, running_controller
+
+    folder = case.node.folder / f"connect{len(list(case.node.folder.glob('connect*')))}"
+    folder.mkdir()
+    number = int(case.slot.name[1:])
+    with running_controller(folder / "home", process=True) as live:
+        node = live.join("here", slots=0)
+        node.accepted(node_fact(9, slots_directory=str(case.node.folder), users=[USER] * 9))
+        live.register(artifact(folder, "acme.machines", {"box": role({}, {"makes_node": True, "needs_root": True})}))
+        live.supply("here", "acme.machines.box")
+        for index in range(number + 1):
+            live.request(f"home.box{index}", "acme.machines.box")
+        assert live.ok("GET", f"/instances/home.box{number}")["slot"]["directory"] == str(case.slot)
+        environment = os.environ | {"CLACHAN_HOME": str(live.home)}
+        command = [BIN / "clachan", "instance", "connect", f"home.box{number}", *words]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with (
+            agent_part(live, node, folder / "agent"),
+            subprocess.Popen(command, env=environment, **pipes) as running,  # type: ignore[call-overload]
+        ):
+            try:
+                yield running
+            finally:
+                running.kill()
+
+
+def its_console_asks_who_one_is(case: Case) -> None:
+    said = b""
+    with connecting(case, "--console") as running:
+        began = time.monotonic()
+        running.stdin.write(b"\r")
+        running.stdin.flush()
+        while b"login: " not in said:
+            data = os.read(running.stdout.fileno(), 4096)
+            assert data, said
+            said += data
+        print(f"console: {said[-40:]!r} after {time.monotonic() - began:.1f} s")
+        assert b"guest1 login: " in said
+        running.stdin.close()
+        assert running.wait(20) == 0, "QEMU hangs up when its caller does"
+
+
+def its_screen_is_shown_to_a_viewer(case: Case) -> None:
+    with connecting(case, "--vnc", "--listen", "127.0.0.1:0") as running:
+        port = int(running.stdout.readline().split(b":")[1])
+        with socket.create_connection(("127.0.0.1", port), 30) as viewer:
+            assert viewer.recv(12, socket.MSG_WAITALL) == b"RFB 003.008\n"
+            viewer.sendall(b"RFB 003.008\n")
+            assert viewer.recv(2, socket.MSG_WAITALL) == b"\x01\x01", "no password: who may connect was asked before"
+            viewer.sendall(b"\x01")
+            assert viewer.recv(4, socket.MSG_WAITALL) == bytes(4)
+            viewer.sendall(b"\x01")
+            width, height = struct.unpack(">HH16x", viewer.recv(20, socket.MSG_WAITALL))
+            assert (width, height) >= (640, 400)
+            (length,) = struct.unpack(">I", viewer.recv(4, socket.MSG_WAITALL))
+            assert viewer.recv(length, socket.MSG_WAITALL) == b"QEMU (home.guest)"
+
+
 def it_takes_changes_while_it_runs(case: Case) -> None:
     case.guest.ssh("mkfs.ext4 -q /dev/disk/by-id/virtio-data && mount /dev/disk/by-id/virtio-data /mnt")
     case.guest.ssh("echo precious > /mnt/file; sync")
@@ -135,11 +211,27 @@ def its_work_is_metered_from_its_own_point_of_view(case: Case) -> None:
     assert after["vcpu_time_ns"] > before["vcpu_time_ns"]
 
 
-def it_powers_off_when_it_is_asked(case: Case) -> None:
+def its_data_is_saved_while_it_runs(case: Case) -> None:
+    """What a program has written and not synced is in it, as the guest's file systems are frozen for the moment."""
+    case.guest.ssh("echo saved > /mnt/saved")
+    wanted = {"backups": [{"name": "one", "volume": "data"}]}
+    changed, saved = case.backups.ok(**wanted)
+    assert (changed, saved[0]["consistency"], saved[0]["size_mib"]) == (2, "frozen", 64)
+    assert case.backups.ok(**wanted) == (0, saved)
+    # it goes on where it was
+    case.guest.ssh("echo overwritten > /mnt/file; rm /mnt/saved; sync")
+
+
+def a_backup_is_brought_back_and_it_powers_off_for_that(case: Case) -> None:
+    back = {"restore": {"volume": "data", "backup": "one"}}
+    assert "expected vm_restart when_needed" in case.backups.run(**back, restart="never").stdout
+    assert case.guest.ssh("cat /mnt/file") == "overwritten\n"
     began = time.monotonic()
-    assert case.node.ok("vm", case.small | {"state": "stopped"})["actions"] == ["stopped"]
-    print(f"stopped in {time.monotonic() - began:.1f} s")
-    assert time.monotonic() - began < 55
+    assert case.backups.ok(**back) == (2, [])
+    print(f"stopped and brought back in {time.monotonic() - began:.1f} s")
+    assert time.monotonic() - began < 60
+    assert case.node.ok("vm", case.small | {"state": "stopped"})["changed"] is False
+    assert case.backups.ok(**back) == (0, [])
     log = (case.slot / "log/console.log").read_text(errors="replace")
     assert "login:" in log or "Linux" in log
 
@@ -156,6 +248,7 @@ def its_data_survives_the_loss_of_everything_else(case: Case) -> None:
     print(f"banner {case.guest.wait(case.key):.1f} s after its start")
     assert case.guest.ssh("ls /var/lib/clachan/node/join.json", check=False) == ""
     assert case.guest.ssh("mount /dev/disk/by-id/virtio-data /mnt && cat /mnt/file") == "precious\n"
+    assert case.guest.ssh("cat /mnt/saved") == "saved\n"
 
 
 def removed_while_it_runs_nothing_of_it_is_left(case: Case) -> None:
@@ -165,6 +258,9 @@ def removed_while_it_runs_nothing_of_it_is_left(case: Case) -> None:
     for volume in (case.data, case.more):
         case.node.ok("volume", volume | {"state": "absent", "delete_data": True})
     assert case.node.left("home.guest") == []
+    case.node.libvirtd.execute(["ip", "link", "delete", case.guest.tap])
+    (case.slot / "var/system.raw").unlink()
+    assert case.node.wrong("domain", "volume", "image", "tap", "rule") == []
 
 
 def test_from_its_image_to_its_removal(node: Node, disk: Path) -> None:
@@ -173,9 +269,12 @@ def test_from_its_image_to_its_removal(node: Node, disk: Path) -> None:
         try:
             make(case)
             the_seed_arrived(case)
+            its_console_asks_who_one_is(case)
+            its_screen_is_shown_to_a_viewer(case)
             it_takes_changes_while_it_runs(case)
             its_work_is_metered_from_its_own_point_of_view(case)
-            it_powers_off_when_it_is_asked(case)
+            its_data_is_saved_while_it_runs(case)
+            a_backup_is_brought_back_and_it_powers_off_for_that(case)
             its_data_survives_the_loss_of_everything_else(case)
             removed_while_it_runs_nothing_of_it_is_left(case)
         finally:

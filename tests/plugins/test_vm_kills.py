@@ -2,18 +2,25 @@
 
 import json
 import os
+import pwd
+import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from . import vm_node
-from .vm_node import MIB, Node
+from .vm_node import MIB, USER, WRITER, Node
+
+from testbed.host import until  # isort: skip - found by what vm_node puts on the path
 
 pytestmark = pytest.mark.slow
 
+loop = vm_node.loop
 node = vm_node.node
 Options = dict[str, Any]
 DELAYS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
@@ -139,17 +146,45 @@ def test_two_vms_that_ask_for_one_disk_at_once(node: Node) -> None:
     node.remove(*machines)
 
 
-def test_full_disk_pauses_the_vm_and_space_lets_it_go_on(node: Node) -> None:
-    """What libvirt calls paused for an I/O error is resumed by the next run."""
-    vm = node.vm("home.full")
+@pytest.fixture
+def small(node: Node, loop: str) -> Iterator[tuple[Path, Path]]:
+    """A slot's directory on a file system of some MiB, as the node sees it, and as this process does."""
+    slot = node.slot()
+    assert node.libvirtd.holder
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", loop], check=True)
+    node.libvirtd.execute(["mount", loop, str(slot / "var")])
+    seen = Path(f"/proc/{node.libvirtd.holder.pid}/root{slot}/var")
+    shutil.chown(seen, USER, pwd.getpwnam(USER).pw_gid)
+    yield slot, seen
+    node.libvirtd.execute(["umount", str(slot / "var")])
+
+
+def test_a_full_disk_pauses_the_vm_and_room_lets_it_go_on(node: Node, small: tuple[Path, Path]) -> None:
+    """Nothing that the guest wrote is lost, and the next run resumes it."""
+    slot, seen = small
+    ballast = seen / "ballast"
+    ballast.write_bytes(bytes(6 * MIB))
+    disk = node.disk(seen / "writing.raw", WRITER, mib=64)
+    vm = node.vm("home.full", slot, disks=[{"path": str(slot / "var" / disk.name), "format": "raw"}])
+
+    def state() -> Any:
+        return node.ok("vm_info", {})["vms"]["home.full"]["state"]
+
+    def used() -> int:
+        return disk.stat().st_blocks * 512
+
     node.ok("vm", vm)
-    node.libvirtd.virsh("qemu-monitor-command", "--hmp", vm["name"], "stop")
-    deadline = time.monotonic() + 5
-    while node.ok("vm_info", {})["vms"]["home.full"]["state"] != "paused" and time.monotonic() < deadline:
-        time.sleep(0.1)
+    assert until(lambda: state() == "paused", 60)
+    before = used()
+    assert MIB < before < 10 * MIB
+    assert node.ok("vm", vm)["actions"] == ["resumed"], "nobody knows whether there is room but by trying"
+    assert until(lambda: state() == "paused", 60)
+    assert used() <= before + MIB
+    ballast.unlink()
     assert node.ok("vm", vm)["actions"] == ["resumed"]
-    assert node.ok("vm_info", {})["vms"]["home.full"]["state"] == "started"
+    assert until(lambda: used() > before + 4 * MIB, 60)
     node.remove(vm)
+    assert disk.read_bytes()[:18] == WRITER[:18]
 
 
 COUNTED = """

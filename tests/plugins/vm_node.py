@@ -1,6 +1,7 @@
 """A node for VMs: a libvirtd of its own, slots with a user, and guests so small that emulating them costs nothing."""
 
 import itertools
+import json
 import os
 import pwd
 import shutil
@@ -25,6 +26,9 @@ IDLE = b"\xfa\xf4\xeb\xfc"
 """cli; hlt; jmp: a guest that does nothing, for ever."""
 FLOOD = b"\xba\xf8\x03\xb0\x41\xee\xeb\xfd"
 """mov dx, 0x3f8; mov al, 'A'; out dx, al; jmp: a guest that writes to its serial console without an end."""
+WRITER = bytes.fromhex("31c0 8ed8 be127c b80043 cd13 83440840 ebf5 1000 4000 000000f0 4100000000000000")
+"""mov ax, 0x4300; int 0x13; add word [si + 8], 64; jmp: a guest that writes the firmware over its disk, 32 KiB at once
+and 32 MiB in all, and then again; never over its first sector."""
 USER = "nobody"
 MIB = 1 << 20
 
@@ -90,6 +94,18 @@ class Node:
         for one in machines:
             self.ok("vm", one | {"state": "absent", "stop_seconds": 0})
 
+    def wrong(self, *kinds: str) -> list[str]:
+        """What module node_doctor finds of these kinds on a node on which no instance is wanted any more.
+
+        Processes of the slots' user are counted by `left`: other nodes of tests have the same user.
+        """
+        slots = sorted(self.folder.glob("s[0-9][0-9][0-9]"))
+        config = {"mode": "root", "slots": len(slots) + 1, "users": [USER] * (len(slots) + 1)}
+        (self.folder / "node").mkdir(exist_ok=True)
+        (self.folder / "node/config.json").write_text(json.dumps(config | {"slots_directory": str(self.folder)}))
+        found = self.ok("node_doctor", {"home": str(self.folder), "instances": []})["findings"]
+        return ["{kind} {name}: {found}".format(**one) for one in found if not one["ok"] and one["kind"] in kinds]
+
     def left(self, name: str) -> list[str]:
         """Everything of a domain that is anywhere: definition, process, files of libvirt, files in slots."""
         found = [f"domain {one}" for one in self.libvirtd.domains() if one == name]
@@ -118,7 +134,9 @@ def node() -> Iterator[Node]:
     try:
         collections = make_collections(folder / "collections")
         with Libvirtd(folder / "libvirtd") as libvirtd:
-            yield Node(folder, collections, libvirtd)
+            made = Node(folder, collections, libvirtd)
+            yield made
+            assert made.wrong("domain", "image", "tap", "rule") == []
             assert libvirtd.domains() == []
             assert libvirtd.guests() == []
     finally:

@@ -15,27 +15,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from testbed import checkout, images, network
+from testbed.base import VM_NODE_PACKAGES
 from testbed.host import REPOSITORY, LabError, testbed, until
 from testbed.lab import Lab
 from testbed.story import CHECKOUT, Act, Step, Story, recap, script, tell
 from testbed.wheelhouse import wheelhouse
 
 DOCUMENT = REPOSITORY / "docs" / "vm-clusters-transcript.md"
-PACKAGES = (
-    "iproute2",
-    "libvirt-clients",
-    "libvirt-daemon-system",
-    "nftables",
-    "openssh-client",
-    "procps",
-    "python3-apt",
-    "python3-libvirt",
-    "python3-pycdlib",
-    "qemu-system-x86",
-    "qemu-utils",
-    "socat",
-)
-"""What the role `vm` installs: here they are there already, as the machine reaches no mirror."""
 DISK = "/srv/images/disk.qcow2"
 PLAYBOOK = """\
 - name: Members reach each other and nobody else
@@ -60,7 +46,9 @@ PLAYBOOK = """\
 """
 MACHINES = ("oak", "elm")
 SHA256 = '"$(./clachan image show node --sha256)"'
-INSIDE = ("m1", "m2", "web_m1", "web_m2")
+GONE = ("domain", "volume", "image", "tap", "rule")
+"""What there is none of when the last cluster is gone."""
+INSIDE = ("m1", "m2", "probe_m1", "probe_m2", "web_m1", "web_m2")
 
 
 class Clusters:
@@ -70,7 +58,7 @@ class Clusters:
         self.lab = lab
 
     def story(self) -> Story:
-        return [*self._begin(), *self._order(), *self._use(), *self._break(), *self._end()]
+        return [*self._begin(), *self._order(), *self._use(), *self._guard(), *self._break(), *self._end()]
 
     def _begin(self) -> Story:
         return [
@@ -140,6 +128,29 @@ class Clusters:
         write = ["sh", "-c", f"cat > {CHECKOUT}/members.yml"]
         self.lab.machine("oak").execute(write, text=PLAYBOOK)
 
+    def _guard(self) -> Story:
+        started = [rf"home\.lab\.{name} .*started" for name in INSIDE]
+        return [
+            "## Somebody takes the rules away\n\nWhat keeps members apart from others is there again before one could "
+            "count to one.",
+            Step(
+                "oak", "nft flush ruleset; sleep 1; nft list tables", says=["table inet clachan", "table arp clachan"]
+            ),
+            "Each member has a probe, which asks once a minute whether the others answer, and whether a canary of the "
+            "host, which listens, does not. To see what it says, what mends is stopped first.",
+            Step("oak", "systemctl stop clachan-isolation && systemctl kill --signal=STOP clachan-agent"),
+            Step("oak", "nft flush set inet clachan peers && nft insert rule inet clachan input accept"),
+            Step(
+                "oak",
+                "./clachan instance show home.lab.probe_m1",
+                says=["reached +failing .*m2 is not reached by IPv6", "silent +failing .*m1 is reached by IPv4"],
+                within=200,
+            ),
+            "The node's agent misses the keeper, starts it, and all is as it was.",
+            Step("oak", "systemctl kill --signal=CONT clachan-agent"),
+            Step("oak", "./clachan instance list", says=[*started, r"home\.lab .*started"], within=400),
+        ]
+
     def _break(self) -> Story:
         return [
             "## The machine loses its power\n\nEverything on it, members included, goes down in the middle of what "
@@ -149,6 +160,8 @@ class Clusters:
             Step(
                 "oak", "./clachan instance list", says=[rf"home\.lab\.{name} .*started" for name in INSIDE], within=60
             ),
+            "Nothing is left half done: what is on the machine is what its instances say.",
+            Step("oak", "./clachan node doctor here", says=[r"^domain +home\.lab\.m1 +ok +started"], within=60),
         ]
 
     def _cut(self) -> None:
@@ -172,6 +185,7 @@ class Clusters:
             Step("oak", "./clachan instance delete home.lab --yes", says=["absent|removed|gone"]),
             "Nothing of it is left on the machine.",
             Act(self._nothing_is_left),
+            Step("oak", "./clachan node doctor here", says=[rf"^{kind} +- +ok +none" for kind in GONE]),
         ]
 
     def _nothing_is_left(self) -> None:
@@ -192,7 +206,7 @@ def run(output: Path) -> None:
     with tempfile.TemporaryDirectory(dir=testbed()) as scratch:
         disk = images.node_image(Path(scratch))
     layers = [checkout.environment_layer(wheels)]
-    with Lab(f"v{os.getpid()}", layers, wheels, packages=PACKAGES) as lab:
+    with Lab(f"v{os.getpid()}", layers, wheels, packages=VM_NODE_PACKAGES) as lab:
         lab.up(MACHINES, {"/srv/images": str(disk.parent)})
         checkout.put(lab.machine("oak"))
         output.write_text(tell(Clusters(lab).story(), lab.machine))
