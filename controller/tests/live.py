@@ -23,7 +23,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -190,6 +190,13 @@ def node_fact(slots: int, mode: str = "root", **more: Any) -> dict[str, Any]:
         "platform_digest": None,
         **more,
     }
+
+
+def until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds:g} s"
+        time.sleep(0.01)
 
 
 def usage_fact(instance: str, minute: int = 0, quantity: int = 7, meter: str = "cpu_ms") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from clachan.contract.image import Manifest
 from clachan.server.db.models import Event, Image
 from clachan.server.decisions import disk_header
 from clachan.server.services import images as service
-from live import API, Caller, Live, running_controller
+from live import API, Caller, Live, running_controller, until
 
 VIRTUAL = 1 << 30
 
@@ -87,18 +87,11 @@ def cut_upload(live: Live, disk: bytes, begin: int, sent: int) -> None:
     plain = socket.create_connection((where.hostname, where.port), 30)
     with context.wrap_socket(plain, server_hostname=where.hostname) as tls:
         tls.sendall("\r\n".join(lines).encode() + disk[begin : begin + sent])
-        wait_for(lambda: received(live, sha256) >= begin + sent - service.BLOCK)
+        until(lambda: received(live, sha256) >= begin + sent - service.BLOCK)
 
 
 def received(live: Live, sha256: str) -> int:
     return int(live.ok("GET", f"/images/{sha256}")["received"])
-
-
-def wait_for(ready: Any) -> None:
-    end = time.monotonic() + 20
-    while not ready():
-        assert time.monotonic() < end, "not within 20 s"
-        time.sleep(0.02)
 
 
 def test_an_image_is_declared_uploaded_listed_and_fetched(live: Live) -> None:
@@ -177,7 +170,7 @@ def test_a_cut_upload_goes_on_where_it_was_cut(live: Live) -> None:
     disk = qcow2(5 << 20)
     sha256 = declare(live, disk)
     cut_upload(live, disk, 0, 3 << 20)
-    wait_for(lambda: not live.controller.uploads)
+    until(lambda: not live.controller.uploads)
     begin = received(live, sha256)
     assert 2 << 20 <= begin <= 3 << 20
     assert live.ok("GET", f"/images/{sha256}")["state"] == "incomplete"
@@ -217,7 +210,7 @@ def test_the_sdk_resumes_after_a_restart_of_the_controller(tmp_path: Path) -> No
     with running_controller(tmp_path / "home") as live:
         declare(live, disk)
         cut_upload(live, disk, 0, 3 << 20)
-        wait_for(lambda: not live.controller.uploads)
+        until(lambda: not live.controller.uploads)
         begin = received(live, wanted.sha256)
     assert begin >= 2 << 20
     with running_controller(tmp_path / "home") as live, Client.from_credentials(live.home) as client:
@@ -254,7 +247,7 @@ def test_one_upload_at_a_time_and_a_quiet_one_is_taken_over(live: Live, monkeypa
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        wait_for(lambda: received(live, sha256) >= 1 << 20)
+        until(lambda: received(live, sha256) >= 1 << 20)
         begin = received(live, sha256)
         response = send(live, disk, begin)
         assert message(response) == (409, f"disk {sha256}: is being uploaded, expected one upload at a time")

@@ -3,25 +3,17 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clachan.server.hub import Hub
-from live import Caller, Live, Node, running_controller
+from live import Caller, Live, Node, running_controller, until
 
 pytestmark = pytest.mark.slow
 
 POOL = ThreadPoolExecutor(4)
-
-
-def until(condition: Callable[[], Any], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def wait(caller: Caller, path: str, etag: str | None, seconds: int = 30) -> "Future[Any]":

@@ -7,11 +7,10 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -19,19 +18,12 @@ from clachan.client import ApiError, UnreachableError
 from clachan.client.streams import Stream, Streams
 from clachan.server.api import app
 from clachan.server.services import streams as service
-from live import Caller, Live, Node, artifact, role, running_controller
+from live import Caller, Live, Node, artifact, role, running_controller, until
 
 pytestmark = pytest.mark.slow
 
 POOL = ThreadPoolExecutor(32)
 MIB = 1 << 20
-
-
-def until(condition: Callable[[], Any], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def as_client(caller: Caller) -> Streams:

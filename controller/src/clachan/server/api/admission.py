@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Message
 
 from clachan.server.api.permissions import API, MATRIX, Access
+from clachan.server.services import standings
 from clachan.server.services.controller import Controller
 from clachan.server.services.principals import Principal, token_hash
 from clachan.server.services.refusals import Forbidden, Invalid, TooLarge, Unauthenticated
@@ -106,7 +107,9 @@ async def admit(request: Request, access: Access) -> Principal | None:
             hint="the role of a user is set by an admin" if principal.kind == "user" else None,
         )
     if principal.kind == "node":
-        controller_of(request).sightings.saw(principal.id)
+        controller = controller_of(request)
+        if controller.sightings.saw(principal.id):
+            await run_in_threadpool(standings.vm_spoke, controller, principal.id)
     return principal
 
 

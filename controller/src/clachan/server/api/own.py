@@ -56,7 +56,8 @@ async def questions(request: Request, here: Here, caller: Caller) -> Response:
             return Response(status_code=499)
         if found := here.questions.fetch(caller.id):
             return document(request, Questions(questions=found))
-        if not await here.hub.wait(topic, version, patience.left):
+        # who is doubted says by its next request that it is there
+        if not await here.hub.wait(topic, version, patience.left) or here.sightings.doubted(caller.id):
             return document(request, Questions(questions=[]))
         await authenticate(request)
 

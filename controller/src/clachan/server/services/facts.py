@@ -67,6 +67,8 @@ def instance_fact(report: Report, fact: InstanceFact) -> None:
         removal.remove(report.change, instance)
         return
     standings.mark_applied(instance, "instance", report.fact.sequence, report.at)
+    if fact.state == "started" and instance.reported not in {None, "started"}:
+        standings.ask_vm(report.controller, report.change, instance)
     instance.reported = answer.standing.state
     shown = standings.as_vm(report.controller, report.change, instance, answer.standing)
     standings.keep(report.change, instance, shown)

@@ -83,7 +83,26 @@ def as_vm(controller: Controller, change: Change, instance: Instance, new: state
         silent = controller.sightings.silent_since(node.id, node.seen, controller.settings.online_seconds)
         # silent while it did not run: it boots
         joined = silent is None or instance.observed in {"started", "failing"}
+        joined &= not controller.sightings.doubted(node.id)
     return states.of_vm(new, joined=joined, silent_since=silent, now=clock.parse(change.now))
+
+
+def ask_vm(controller: Controller, change: Change, instance: Instance) -> None:
+    """Its host has converged it, perhaps by a restart: the agent inside must speak again, which it can do at once."""
+    if not instance.revision.software.meta.get("makes_node"):
+        return
+    node = change.session.scalar(select(Node).where(Node.vm_id == instance.id, Node.state.in_(["active", "drained"])))
+    if node is not None:
+        controller.sightings.doubt(node.id)
+        change.topics.add(f"questions:{node.id}")
+
+
+def vm_spoke(controller: Controller, node_id: str) -> None:
+    """The agent inside a VM was heard of again after a doubt."""
+    with controller.change() as change:
+        node = change.session.get(Node, node_id)
+        if node is not None and node.vm_id is not None:
+            heard_of_vm(controller, change, node.vm_id)
 
 
 def heard_of_vm(controller: Controller, change: Change, identifier: str) -> None:
@@ -105,7 +124,8 @@ def watch_vms(controller: Controller) -> None:
     seconds, silent = controller.settings.online_seconds, controller.sightings.silent_since
     with controller.read() as session:
         found = session.execute(rows.where(Instance.observed.in_(["started", "failing", "converging"]))).all()
-    late = [vm for vm, shown, node, seen in found if (shown == "started") != (silent(node, seen, seconds) is None)]
+    known = [one for one in found if not controller.sightings.doubted(one[2])]
+    late = [vm for vm, shown, node, seen in known if (shown == "started") != (silent(node, seen, seconds) is None)]
     if late:
         with controller.change() as change:
             for identifier in late:
