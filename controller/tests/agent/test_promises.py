@@ -124,6 +124,12 @@ def test_a_command_that_leaves_a_child_with_its_output(place: Place) -> None:
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.parametrize("seconds", [0.05, 0.12, 0.15, 0.18, 0.25])
+def test_what_a_command_says_at_its_end_is_heard(place: Place, seconds: float) -> None:
+    words = ["/bin/sh", "-c", f"sleep {seconds}; echo said; exit 1"]
+    assert result(place, kind="command", command=words).message == "command /bin/sh: exit status 1: said"
+
+
 def test_a_command_with_much_output(place: Place) -> None:
     found = result(place, kind="command", command=["/bin/sh", "-c", "yes | head -c 3000000; echo end"])
     assert (found.ok, found.message) == (True, "end")

@@ -168,15 +168,18 @@ def _output(process: subprocess.Popen[bytes], limit: float) -> bytes:
     kept = b""
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
+        ended = False
         while (left := limit - time.monotonic()) > 0:
             # it may end and leave a child behind that holds the pipe: look at the process itself, too
-            if selector.get_map() and selector.select(min(left, 0.1)):
+            if selector.get_map() and selector.select(0 if ended else min(left, 0.1)):
                 block = os.read(descriptor, OUTPUT_BYTES)
                 kept = (kept + block)[-OUTPUT_BYTES:]
                 if not block:
                     selector.unregister(descriptor)
-            elif _ended(process, min(left, 0.1)):
+            elif ended:
                 return kept
+            else:  # what it said at its very end is still in the pipe
+                ended = _ended(process, min(left, 0.1))
     raise TimeoutError
 
 
