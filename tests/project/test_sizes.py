@@ -9,9 +9,9 @@ from house import files, modules, name_of, python_files, text_files, within
 
 LINES = 500
 FUNCTION_LINES = 70
-SPINE_LINES = 10550
+SPINE_LINES = 10600
 """docs/design.md calls 6,000 lines the place to stop and rethink; the spine is beyond it. Images, machines that are
-nodes, and streams took it from 9,000 to here; without such a reason this number only shrinks."""
+nodes, streams, links between nodes and the doctor took it from 9,000 to here; without such a reason it only shrinks."""
 CODE = {".py", ".yml", ".yaml", ".j2", ".sh", ".js", ".css", ".html", ".toml", ""}
 SILENT = {
     tokenize.COMMENT,

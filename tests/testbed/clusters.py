@@ -49,6 +49,8 @@ SHA256 = '"$(./clachan image show node --sha256)"'
 GONE = ("domain", "volume", "image", "tap", "rule")
 """What there is none of when the last cluster is gone."""
 INSIDE = ("m1", "m2", "probe_m1", "probe_m2", "web_m1", "web_m2")
+STARTED = [rf"^home\.lab{name} +\S+ +started +started +" for name in ("", *(rf"\.{name}" for name in INSIDE))]
+"""Lines of the list of instances: wanted and is."""
 
 
 class Clusters:
@@ -93,7 +95,7 @@ class Clusters:
             "as a node of the tenant and everything in it is as wanted.",
             Step("oak", "ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519"),
             Step("oak", f"{order} --timeout 900", says=[r"^ *state +started"]),
-            Step("oak", "./clachan instance list", says=[rf"home\.lab\.{name} .*started" for name in INSIDE]),
+            Step("oak", "./clachan instance list", says=STARTED),
             "The members are nodes that belong to the tenant.",
             Step("oak", "./clachan node list", says=[r"vm_[0-9a-f]{12}.*online.*home"]),
             "The same order again changes nothing.",
@@ -129,7 +131,6 @@ class Clusters:
         self.lab.machine("oak").execute(write, text=PLAYBOOK)
 
     def _guard(self) -> Story:
-        started = [rf"home\.lab\.{name} .*started" for name in INSIDE]
         return [
             "## Somebody takes the rules away\n\nWhat keeps members apart from others is there again before one could "
             "count to one.",
@@ -148,7 +149,7 @@ class Clusters:
             ),
             "The node's agent misses the keeper, starts it, and all is as it was.",
             Step("oak", "systemctl kill --signal=CONT clachan-agent"),
-            Step("oak", "./clachan instance list", says=[*started, r"home\.lab .*started"], within=400),
+            Step("oak", "./clachan instance list", says=STARTED, within=400),
         ]
 
     def _break(self) -> Story:
@@ -157,9 +158,7 @@ class Clusters:
             "it does, and comes back by itself: links and rules first, then the VMs, with the disks that they had.",
             Act(self._cut),
             Step("oak", "./clachan node list", says=[r"vm_[0-9a-f]{12}.*online.*home"]),
-            Step(
-                "oak", "./clachan instance list", says=[rf"home\.lab\.{name} .*started" for name in INSIDE], within=60
-            ),
+            Step("oak", "./clachan instance list", says=STARTED, within=400),
             "Nothing is left half done: what is on the machine is what its instances say.",
             Step("oak", "./clachan node doctor here", says=[r"^domain +home\.lab\.m1 +ok +started"], within=60),
         ]

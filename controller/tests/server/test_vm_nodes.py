@@ -1,7 +1,6 @@
 """VMs as nodes of their tenant: the token that their host asks for, what they are trusted with, their end."""
 
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -347,21 +346,18 @@ def test_a_vm_that_was_stopped_boots_and_does_not_fail(live: Live, host: Node) -
 def test_a_vm_that_its_host_converged_again_must_speak_again(live: Live, host: Node) -> None:
     """Its agent was heard of a moment ago; that says nothing of the machine that was restarted since."""
     node = running(live, host)
-    for state in ("converging", "started"):
-        host.accepted({"kind": "instance", **instance_of(host, "home.vm"), "state": state})
+    again = [{"kind": "instance", **instance_of(host, "home.vm"), "state": one} for one in ("converging", "started")]
+    host.accepted(*again)
     standings.watch_vms(live.controller)
     assert observed(live, "home.vm") == ("converging", "waiting for the VM's agent to report")
     node.call("GET", "/nodes/self/questions")
     assert observed(live, "home.vm") == ("started", "")
     # one that was not restarted waits for questions: it is asked, and its next request comes at once
-    began = time.monotonic()
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(node.call, "GET", "/nodes/self/questions", headers={"prefer": "wait=20"})
+        waiting = pool.submit(node.call, "GET", "/nodes/self/questions", headers={"prefer": "wait=600"})
         until(lambda: live.controller.hub.waiters(f"questions:{node.id}"))
-        for state in ("converging", "started"):
-            host.accepted({"kind": "instance", **instance_of(host, "home.vm"), "state": state})
-        assert waiting.result().json() == {"questions": []}
-    assert time.monotonic() - began < 10
+        host.accepted(*again)
+        assert waiting.result(10).json() == {"questions": []}
     node.call("GET", "/nodes/self/questions")
     assert observed(live, "home.vm") == ("started", "")
 

@@ -126,8 +126,8 @@ class Client(NodeRoutes, ImageRoutes):
 
     def examine_node(self, name: str) -> Findings:
         """What is on a node against what should be; ApiError timeout when it does not answer."""
-        path = f"{API}/nodes/{name}/doctor"
-        return self._parsed(self._once("GET", path, answer_seconds=DOCTOR_SECONDS), Findings)
+        response = self._once("GET", f"{API}/nodes/{name}/doctor", answer_seconds=DOCTOR_SECONDS)
+        return self._parsed(response, Findings)
 
     def register_software(self, artifact: Path) -> list[SoftwareView]:
         """Upload a collection's artifact (tar.gz); answers every software in it."""

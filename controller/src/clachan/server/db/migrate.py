@@ -11,7 +11,7 @@ from clachan.server.db.engine import Database
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration; known here so that an ordinary start need not load Alembic (a third of a second)."""
 
 
