@@ -56,6 +56,7 @@ def strike(oak: VmMachine, paths: list[str], chance: Random, longest: dict[str, 
         print(f"  {victim} {f'of {path} ' if victim == 'qemu' else ''}after {moment:.2f} s: {hit}", flush=True)
 
 
+@pytest.mark.long
 @pytest.mark.soak
 @pytest.mark.timeout(soak.seconds(1800))
 def test_whoever_is_killed_while_vms_come_and_go(oak: VmMachine, usual: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 from testbed import guest, host, images, soak
 from testbed.vm_machine import VmMachine, obstacle, vm_machine
 
-pytestmark = [pytest.mark.heavy, pytest.mark.guest, pytest.mark.root]
+pytestmark = [pytest.mark.heavy, pytest.mark.guest, pytest.mark.root, pytest.mark.long]
 CLUSTER, MEMBERS = "home.lab", ("home.lab.m1", "home.lab.m2")
 BOOT_SECONDS = 600.0
 """For two guests at once under emulation, on two cores that do more than that; alone it is a tenth."""
