@@ -22,6 +22,7 @@ def test_the_document_has_the_commands_of_the_script(capsys: pytest.CaptureFixtu
 
 @pytest.mark.heavy
 @pytest.mark.guest
+@pytest.mark.long
 @pytest.mark.root
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(os.geteuid() != 0, reason="this machine cannot: the tests do not run as root")
