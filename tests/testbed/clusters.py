@@ -66,8 +66,8 @@ class Clusters:
         return [
             "# A cluster of virtual machines: the transcript\n\n"
             "One machine becomes controller and node, and a tenant orders a cluster on it. This is the transcript of "
-            "`tests/testbed/clusters.py`, which `./dev heavy --long` runs on a real machine; what differs from run to run stands in "
-            "`<>`. What the pieces are is in [vm-clusters](vm-clusters.md).\n\n"
+            "`tests/testbed/clusters.py`, which `./dev heavy --long` runs on a real machine; what differs from run to "
+            "run stands in `<>`. What the pieces are is in [vm-clusters](vm-clusters.md).\n\n"
             "The machine, oak, is a bare Debian 12 with a clone of the repository. It has no KVM, so its VMs are "
             "emulated. Elm is another machine of the same network.",
             Step("oak", "./clachan up --no-demo", says=["^home "], show=_status),
