@@ -12,12 +12,11 @@ import termios
 import threading
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-from clachan.cli.stream import write
 from clachan.client.errors import UnreachableError
 from clachan.client.streams import BLOCK, Stream
 
@@ -27,8 +26,8 @@ LEAVE_SECONDS = 1.0
 """How long the machine's side may take to end when it was left."""
 
 
-def converse(stream: Stream, path: str) -> None:
-    """Keys to the console and what it says to standard output, until the key that leaves or the console's end."""
+def converse(stream: Stream, path: str, show: Callable[[bytes], None]) -> None:
+    """Keys to the console, and what it says is shown, until the key that leaves or the console's end."""
     left = threading.Event()
     line, typed = os.pipe()
     with _raw() as signalled:
@@ -38,7 +37,7 @@ def converse(stream: Stream, path: str) -> None:
         threading.Thread(target=stream.bring, args=(line, lambda: os.read(line, BLOCK)), daemon=True).start()
         try:
             for data in stream.take():
-                write(data)
+                show(data)
         except UnreachableError:
             if not left.is_set():
                 raise

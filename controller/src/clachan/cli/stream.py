@@ -76,7 +76,7 @@ def converse(path: str) -> int:
     from clachan.cli import console
 
     try:
-        console.converse(_streams().open(path, "console"), path)
+        console.converse(_streams().open(path, "console"), path, write)
     except BrokenPipeError:
         return FAILED
     return DONE
