@@ -108,7 +108,13 @@ PLACES: dict[str, Callable[[str], dict[str, Any]]] = {
 CHOSEN = ("template", "statement", "shell", "newline", "yaml", "jinja_header")
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(place, marks=() if place in {"vm_authorized_keys", "cluster_software"} else pytest.mark.long)
+        for place in PLACES
+    ],
+)
 def test_texts_that_would_run_something_run_nowhere(oak: VmMachine, place: str) -> None:
     """From the request through the slice and the role to libvirt: refused with a reason, or text in the seed."""
     canary = Path(f"/tmp/clachan-canary-{os.getpid()}")
