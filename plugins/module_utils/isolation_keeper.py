@@ -123,7 +123,7 @@ def main():
     try:
         keep(sys.argv[1], os.environ["RUNTIME_DIRECTORY"])
     except IsolationError as error:
-        sys.exit(str(error))
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":
