@@ -8,7 +8,7 @@ finding says so, so that nobody takes what was not looked at for what is well.
 
 `node_survey` gives what was seen:
 
-`slots`: {index: {`user`, `uid` (None: there is no such user), `directory`}}
+`slots`: {index: {`user`, `uid` (None: there is no such user)}}
 `instances`: [{`path`, `id`, `index` of the slot, `state` that is wanted, `machine`: whether it is one}]
 `domains`: {name: {`uuid`, `state`, `uid`, `disks` (paths), `backing` (paths), `taps`}}; `no_domains`: why none was seen
 `files`: [{`path`, `uid`, `slot` (index) or `instance` (path): where it lies}]; `missing`: paths that domains need

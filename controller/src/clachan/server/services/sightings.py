@@ -1,6 +1,7 @@
 """When each node was last heard of: kept in memory, written to the database now and then by `upkeep`.
 
 A node that may have been restarted is doubted until it is heard of again: what it said before says nothing of it now.
+Doubts are in memory alone: a controller that starts anew believes what it was told last, as it does of silence.
 """
 
 import threading
