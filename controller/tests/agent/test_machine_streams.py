@@ -4,7 +4,6 @@ QEMU has its own. tests/plugins/test_vm_guest.py has a real guest."""
 import os
 import pty
 import pwd
-import re
 import select
 import shutil
 import signal
@@ -276,6 +275,16 @@ class Terminal:
             if select.select([self._master], [], [], 0.2)[0]:
                 self.shown += os.read(self._master, 65536)
 
+    def read_line_after(self, text: str) -> str:
+        """The rest of the line that `text` ends in; the terminal may give a line in parts."""
+        self.read_until(text)
+        end = time.monotonic() + 30
+        while b"\r\n" not in (rest := self.shown.split(text.encode(), 1)[1]):
+            assert time.monotonic() < end, self.shown
+            if select.select([self._master], [], [], 0.2)[0]:
+                self.shown += os.read(self._master, 65536)
+        return rest.split(b"\r\n")[0].decode()
+
     def ended(self, status: int) -> None:
         """The command has ended with that status, and its terminal is as it was."""
         assert self.process.wait(10) == status, self.shown
@@ -372,9 +381,8 @@ def test_nothing_to_talk_to_leaves_the_terminal_alone(terminal: Callable[..., Te
 def test_a_viewer_is_given_an_address(box: Box, terminal: Callable[..., Terminal]) -> None:
     server = box.serve("var/vnc.sock", screen)
     opened = terminal("home.box", "--vnc")
-    opened.read_until("clachan: vnc of home.box is at this address until you press Ctrl-C:\r\n127.0.0.1:")
-    opened.read_until("\r\n", 5)
-    port = int(re.findall(rb"127\.0\.0\.1:(\d+)\r\n", opened.shown)[0])
+    said = "clachan: vnc of home.box is at this address until you press Ctrl-C:\r\n127.0.0.1:"
+    port = int(opened.read_line_after(said))
     viewers = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
     for viewer in viewers:
         assert viewer.recv(12, socket.MSG_WAITALL) == BANNER
