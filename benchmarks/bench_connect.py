@@ -179,7 +179,7 @@ def command(live: Live, port: int) -> float:
 
 @contextmanager
 def agent(live: Live, node: Node, home: pathlib.Path) -> Iterator[None]:
-    from clachan.agent.layout import NodeConfig
+    from clachan.agent.settings import NodeConfig
 
     (home / "node").mkdir(parents=True)
     for name, source in (("key.pem", node.cert[1]), ("cert.pem", node.cert[0]), ("ca.pem", node.ca_file)):

@@ -229,6 +229,15 @@ def _owned(found, user, uid):
     return data.get("persist") and not data.get("multi_queue") and str(data.get("user")) in (user, str(uid))
 
 
+def is_open(tap):
+    """Whether a process, which should be the machine's QEMU, has the tap open."""
+    try:
+        with open("/sys/class/net/%s/carrier" % tap, encoding="ascii") as file:
+            return file.read(1) == "1"
+    except OSError:
+        return False
+
+
 def taps(found):
     """The interfaces that are named as ours."""
     return sorted(name for name in found if re.fullmatch(TAP, name))

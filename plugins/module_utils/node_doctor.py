@@ -11,7 +11,8 @@ finding says so, so that nobody takes what was not looked at for what is well.
 `slots`: {index: {`user`, `uid` (None: there is no such user)}}
 `instances`: [{`path`, `id`, `index` of the slot, `state` that is wanted, `machine`: whether it is one}]
 `domains`: {name: {`uuid`, `state`, `uid`, `disks` (paths), `backing` (paths), `taps`}}; `no_domains`: why none was seen
-`files`: [{`path`, `uid`, `slot` (index) or `instance` (path): where it lies}]; `missing`: paths that domains need
+`files`: [{`path`, `uid`, `slot` (index) or `instance` (path): where it lies}], of backups with `busy`: whether it is
+being written; `missing`: paths that domains need
 `unfinished`: [{`path`, `busy`}] of the image store
 `taps`: names; `members`: {tap: {`user`, `cluster`, ...}} as recorded; `steps`: what would make the machine agree with
 them; `elements`: {set: {`lacks`, `has`}} that differ; `table`: (found, expected) when it differs otherwise, else None;
@@ -146,6 +147,8 @@ class _Volumes(_Kind):
         for file in self.seen["files"]:
             if file["slot"] is not None:
                 self._slot_file(file, used)
+            elif "busy" in file:
+                self._archive(file, file["instance"])
             else:
                 self._data_volume(file, used)
         for path in sorted(set(self.seen["missing"]) & set(used)):
@@ -173,6 +176,14 @@ class _Volumes(_Kind):
             self._say(True, path, "data kept: instance %s is no more" % file["instance"])
         elif path not in used or not self._is_of_another(file, one):
             self._say(True, path, "of %s" % one["path"])
+
+    def _archive(self, file, owner):
+        if not UNFINISHED.fullmatch(os.path.basename(file["path"])):
+            self._say(True, file["path"], "a backup of %s" % owner)
+        elif file["busy"]:
+            self._say(True, file["path"], "a backup of %s that is being made" % owner)
+        else:
+            self._wrong(file["path"], "a backup half made", "none: vm_delete_backups of %s removes it" % owner)
 
     def _is_unfinished(self, path, owner):
         if UNFINISHED.fullmatch(os.path.basename(path)):

@@ -12,6 +12,7 @@ import json
 import os
 import pwd
 import stat
+import time
 
 from ansible.module_utils.common.process import get_bin_path
 from ansible_collections.clachan.platform.plugins.module_utils import domain_xml, hypervisor
@@ -24,6 +25,8 @@ from ansible_collections.clachan.platform.plugins.module_utils.vm_meters import 
 
 MACHINE = "clachan.platform.vm"
 CONNECT_SECONDS = 3
+BUSY_SECONDS = 120
+"""What was written to so lately is still being written."""
 SHOWN_FILES = 50
 """Of one directory: what is below var/ is the slot's user's, who may put there what they like."""
 
@@ -38,7 +41,9 @@ def survey(home, instances, binding, uri):
     seen = {
         "slots": slots,
         "instances": _instances(home) if instances is None else instances,
-        "files": _slot_files(directory, slots) + _data_volumes(os.path.join(home, "volumes")),
+        "files": _slot_files(directory, slots)
+        + _data_volumes(os.path.join(home, "volumes"))
+        + _archives(os.path.join(home, "backups")),
         "unfinished": _unfinished(os.path.join(home, "images")),
         "processes": _processes({slot["uid"] for slot in slots.values()} - {None}),
     }
@@ -159,12 +164,27 @@ def _slot_files(directory, slots):
 def _data_volumes(folder):
     return [
         file
-        for owner in _entries(folder)
-        if owner.is_dir(follow_symlinks=False)
+        for owner in _directories(folder)
         for entry in _entries(owner.path)[:SHOWN_FILES]
         for file in _file(entry, instance=owner.name)
         if not entry.name.startswith(".") or entry.name.endswith(".new")
     ]
+
+
+def _archives(folder):
+    """Of each instance, in a directory for each of its volumes: the archives, finished or not, without their notes."""
+    return [
+        dict(file, busy=time.time() - entry.stat(follow_symlinks=False).st_mtime < BUSY_SECONDS)
+        for owner in _directories(folder)
+        for volume in _directories(owner.path)
+        for entry in _entries(volume.path)[:SHOWN_FILES]
+        for file in _file(entry, instance=owner.name)
+        if entry.name.endswith((".qcow2", ".new"))
+    ]
+
+
+def _directories(folder):
+    return [entry for entry in _entries(folder) if entry.is_dir(follow_symlinks=False)]
 
 
 def _file(entry, slot=None, instance=None):

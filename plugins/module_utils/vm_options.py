@@ -63,4 +63,4 @@ OPTIONS = {
     "stop_seconds": {"type": "int", "default": 60},
     "uri": {"type": "str", "default": URI},
 }
-NEEDED = [("state", "started", ["user", "memory", "disks"])]
+RULES = {"required_if": [("state", "started", ["user", "memory", "disks"])]}

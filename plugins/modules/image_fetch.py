@@ -138,6 +138,27 @@ from ansible_collections.clachan.platform.plugins.module_utils.image_transfer im
     fetch,
 )
 
+OPTIONS = {
+    "images": {"type": "list", "elements": "str", "required": True},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "store": {"type": "path"},
+    "sources": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "url": {"type": "str", "required": True},
+            "token": {"type": "str", "no_log": True},
+        },
+    },
+    "maximum_gib": {"type": "int", "default": 64},
+    "url": {"type": "str"},
+    "token": {"type": "str", "no_log": True},
+    "ca": {"type": "path"},
+    "home": {"type": "path"},
+}
+RULES = {}
+ERRORS = (TransferError, ImageStoreError, OSError)
 SHOWN = ("sha256", "name", "disk_format", "virtual_size", "size")
 
 
@@ -183,32 +204,16 @@ class ImageFetch:
         return dict({key: manifest[key] for key in SHOWN}, path=path)
 
 
+def work(params, check):
+    """The module's result; raises one of ERRORS."""
+    return ImageFetch(params, check).run()
+
+
 def main():
-    module = AnsibleModule(
-        argument_spec={
-            "images": {"type": "list", "elements": "str", "required": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "store": {"type": "path"},
-            "sources": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "url": {"type": "str", "required": True},
-                    "token": {"type": "str", "no_log": True},
-                },
-            },
-            "maximum_gib": {"type": "int", "default": 64},
-            "url": {"type": "str"},
-            "token": {"type": "str", "no_log": True},
-            "ca": {"type": "path"},
-            "home": {"type": "path"},
-        },
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True, **RULES)
     try:
-        module.exit_json(**ImageFetch(module.params, module.check_mode).run())
-    except (TransferError, ImageStoreError, OSError) as error:
+        module.exit_json(**work(module.params, module.check_mode))
+    except ERRORS as error:
         module.fail_json(msg=str(error))
 
 

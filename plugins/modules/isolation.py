@@ -131,6 +131,10 @@ changes:
   type: list
   elements: str
   sample: [record cv3, table inet clachan, tap cv3]
+open:
+  description: Whether a machine has the link open.
+  returned: O(state=present)
+  type: bool
 unreached:
   description: Addresses of other nodes by which no member can be reached, and why.
   returned: O(state=present) and O(state=restored)
@@ -147,7 +151,7 @@ strays:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.clachan.platform.plugins.module_utils import isolation
+from ansible_collections.clachan.platform.plugins.module_utils import isolation, isolation_links
 from ansible_collections.clachan.platform.plugins.module_utils.home import home
 from ansible_collections.clachan.platform.plugins.module_utils.isolation_node import Node
 
@@ -171,6 +175,13 @@ OPTIONS = {
     },
     "reserved": {"type": "list", "elements": "str"},
 }
+RULES = {
+    "required_if": [
+        ("state", "present", ("tap", "cluster", "user", "mac", "ipv4", "relay_port")),
+        ("state", "absent", ("tap",)),
+    ]
+}
+ERRORS = (isolation.IsolationError,)
 
 
 def work(params, check):
@@ -186,7 +197,8 @@ def work(params, check):
     if params["state"] == "restored":
         return _result(node.restore(), {}, {}, unreached=node.unreached, strays=node.strays())
     if member:
-        return _result(node.present(member), before or {}, member, unreached=node.unreached)
+        changes = node.present(member)
+        return _result(changes, before or {}, member, unreached=node.unreached, open=isolation_links.is_open(tap))
     return _result(node.absent(tap), before or {}, {})
 
 
@@ -196,18 +208,11 @@ def _result(changes, before, after, **more):
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec=OPTIONS,
-        required_if=[
-            ("state", "present", ("tap", "cluster", "user", "mac", "ipv4", "relay_port")),
-            ("state", "absent", ("tap",)),
-        ],
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True, **RULES)
     os.umask(0o022)
     try:
         module.exit_json(**work(module.params, module.check_mode))
-    except isolation.IsolationError as error:
+    except ERRORS as error:
         module.fail_json(msg=str(error))
 
 

@@ -133,6 +133,17 @@ TimeoutStopSec=20
 [Install]
 WantedBy=multi-user.target
 """
+# in an image: what a machine that has just been made does first is to join, and then there is nothing to supervise yet
+WHEN_NEEDED = """\
+[Unit]
+Description=Clachan {name} ({home}), once the controller has said what is to run here
+
+[Path]
+PathExists={home}/node/slice.json
+
+[Install]
+WantedBy=multi-user.target
+"""
 CONFINED = """\
 CapabilityBoundingSet=
 LockPersonality=yes
@@ -147,7 +158,9 @@ RestrictSUIDSGID=yes
 """
 # a machine made of an image has neither until its seed says how to join
 JOINING = "ConditionPathExists=|{home}/node/node.json\nConditionPathExists=|{home}/node/join.json\n"
-MORE = {"controller": CONFINED, "agent": "", "supervisord": "KillMode=mixed\nLimitNOFILE=65536\nTasksMax=infinity\n"}
+# until the machine has booted: an emulated one would start its logins and its agent all at once
+FIRST = "StartupCPUWeight=10000\n"
+MORE = {"controller": CONFINED, "agent": FIRST, "supervisord": "KillMode=mixed\nLimitNOFILE=65536\nTasksMax=infinity\n"}
 
 
 class Program:
@@ -260,18 +273,23 @@ class Unit(Program):
 
     def enable(self):
         """Write the unit and let it start with the machine; returns the action and the diff."""
-        path, text = self.configuration()
-        before = read(path)
-        if before == text and self._systemctl("is-enabled", "--quiet", self.unit)[0] == 0:
-            return "none", {"before": before, "after": text}
+        units, starter = dict([self.configuration()]), self.unit
+        if self.name == "supervisord":
+            starter = starter.replace(".service", ".path")
+            units["/etc/systemd/system/" + starter] = WHEN_NEEDED.format(name=self.name, home=self.home)
+        before = {path: read(path) for path in units}
+        difference = {"before": "".join(before.values()), "after": "".join(units.values())}
+        if before == units and self._systemctl("is-enabled", "--quiet", starter)[0] == 0:
+            return "none", difference
         if not self.module.check_mode:
-            layout.write_file(path, text.encode(), 0o644)
+            for path, text in units.items():
+                layout.write_file(path, text.encode(), 0o644)
             if self.name == "supervisord":
                 supervisor.write_configuration(self.home)
-            status, _out, err = self._systemctl("enable", "--quiet", self.unit)
+            status, _out, err = self._systemctl("enable", "--quiet", starter)
             if status:
-                raise layout.HomeError("systemctl enable %s: %s, expected it to work" % (self.unit, err.strip()))
-        return "enabled", {"before": before, "after": text}
+                raise layout.HomeError("systemctl enable %s: %s, expected it to work" % (starter, err.strip()))
+        return "enabled", difference
 
     def running(self):
         active = self._systemctl("is-active", "--quiet", self.unit)[0] == 0

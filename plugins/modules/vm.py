@@ -290,7 +290,7 @@ from ansible_collections.clachan.platform.plugins.module_utils.hypervisor import
     processes,
 )
 from ansible_collections.clachan.platform.plugins.module_utils.user_process import UserProcessError, as_user
-from ansible_collections.clachan.platform.plugins.module_utils.vm_options import NEEDED, OPTIONS
+from ansible_collections.clachan.platform.plugins.module_utils.vm_options import OPTIONS, RULES
 
 
 class Vm:
@@ -446,7 +446,7 @@ class Vm:
 
 
 def main():
-    module = AnsibleModule(argument_spec=OPTIONS, required_if=NEEDED, supports_check_mode=True)
+    module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True, **RULES)
     try:
         binding = libvirt()
         seen = vm_record.seen(module.params)

@@ -82,6 +82,8 @@ OPTIONS = {
     "dest": {"type": "path", "required": True},
     "home": {"type": "path"},
 }
+RULES = {}
+ERRORS = (ClientError,)
 
 
 class VmToken:
@@ -140,16 +142,21 @@ def _shown(content):
     return {"node": content.get("node"), "generation": content.get("generation"), "token": "<secret>"}
 
 
-def main():
-    module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True)
+def work(params, check):
+    """The module's result; raises ClientError."""
+    client = Client(find_node(params["home"]))
     try:
-        client = Client(find_node(module.params["home"]))
-        result = VmToken(client, module.params, module.check_mode).run()
-    except ClientError as problem:
-        module.fail_json(msg=str(problem))
+        return VmToken(client, params, check).run()
     except OSError as problem:
-        module.fail_json(msg="dest %s: %s, expected a file in a directory" % (module.params["dest"], problem.strerror))
-    module.exit_json(**result)
+        raise ClientError("dest %s: %s, expected a file in a directory" % (params["dest"], problem.strerror)) from None
+
+
+def main():
+    module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True, **RULES)
+    try:
+        module.exit_json(**work(module.params, module.check_mode))
+    except ERRORS as problem:
+        module.fail_json(msg=str(problem))
 
 
 if __name__ == "__main__":

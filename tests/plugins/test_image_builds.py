@@ -233,7 +233,8 @@ def test_the_image_holds_nothing_of_a_machine(work: Path, collections: Path) -> 
     logs = {path: about.split() for path, about in files.items() if path.startswith("var/log/")}
     assert {path: words for path, words in logs.items() if words[0].startswith("-") and words[2] != "0"} == {}
     wanted = "etc/systemd/system/multi-user.target.wants"
-    assert {f"{wanted}/clachan-agent.service", f"{wanted}/clachan-supervisord.service"} <= set(files)
+    assert {f"{wanted}/clachan-agent.service", f"{wanted}/clachan-supervisord.path"} <= set(files)
+    assert f"{wanted}/clachan-supervisord.service" not in files, "it would take seconds from a machine that joins"
     assert "var/lib/clachan/node/config.json" in files
     assert "var/lib/clachan/node/node.json" not in files
 

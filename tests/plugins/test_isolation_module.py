@@ -73,6 +73,7 @@ def test_in_twelve_steps(node: tuple[Network, dict[str, Any]], run_module: Modul
         wanted = ["record cv0", "table inet clachan", "setting net.ipv4.ip_forward 1", "tap cv0", "tap cv0 up"]
         assert [one for one in order if one in wanted] == wanted
         assert (records / "cv0.json").stat().st_mode & 0o777 == 0o600
+        assert created[1]["open"] is False
 
         changed = steps(run_module, given | {"policy": "internet", "ipv4": "10.77.16.99"})
         assert changed[1]["changes"] == [

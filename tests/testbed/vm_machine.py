@@ -58,12 +58,15 @@ class VmMachine:
         self.images[name] = self.run(f"./clachan image show {name} --sha256").strip()
         return self.images[name]
 
-    def order(self, path: str, software: str = "vm", **parameters: Any) -> None:
-        """Declare an instance, and do not wait for it."""
+    def order(self, path: str, software: str = "vm", wait: float | None = None, **parameters: Any) -> None:
+        """Declare an instance, and do not wait for it, or so many seconds."""
         if software == "vm":
             parameters = {"vm_image": self.images["polite"], "vm_memory_mib": 128} | parameters
-        shell = f"cd {CHECKOUT} && ./clachan request {path} clachan.platform.{software} --parameters - --no-wait"
-        done = self.machine.execute(["sh", "-c", shell], text=json.dumps(parameters), check=False)
+        shell = f"cd {CHECKOUT} && ./clachan request {path} clachan.platform.{software} --parameters -"
+        shell += " --no-wait" if wait is None else f" --timeout {wait:.0f}"
+        done = self.machine.execute(
+            ["sh", "-c", shell], text=json.dumps(parameters), check=False, timeout=(wait or 0) + 60
+        )
         if done.returncode:
             raise LabError(f"request {path}: {done.stderr or done.stdout}, expected it to be accepted")
 

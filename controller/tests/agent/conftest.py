@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clachan.agent.layout import Identity, Layout, NodeConfig
+from clachan.agent.layout import Layout
 from clachan.agent.loop import Agent
+from clachan.agent.settings import Identity, NodeConfig
 from clachan.agent.supervisor import SlotServices
 from clachan.agent.supervisord import Supervisord
 from clachan.contract.facts import Content, Fact

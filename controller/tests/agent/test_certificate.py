@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from clachan.agent import certificate
-from clachan.agent.layout import AgentError, Identity, Layout
-from clachan.contract.api import Joined
+from clachan.agent.layout import AgentError, Layout
+from clachan.agent.settings import Identity
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -36,6 +36,7 @@ def test_the_key_is_made_once_and_private(layout: Layout) -> None:
     again = x509.load_pem_x509_csr(certificate.signing_request(layout, "here").encode())
     assert first.public_key() == again.public_key()
     assert isinstance(first.public_key(), ec.EllipticCurvePublicKey)
+    assert first.is_signature_valid
     assert [one.value for one in first.subject.get_attributes_for_oid(NameOID.COMMON_NAME)] == ["here"]
     assert layout.key.stat().st_mode & 0o777 == 0o600
 
@@ -53,7 +54,7 @@ def test_a_certificate_for_another_key_is_not_kept(layout: Layout, tmp_path: Pat
     (tmp_path / "other/node").mkdir(parents=True)
     other = issue(certificate.signing_request(Layout(tmp_path / "other"), "here"))
     with pytest.raises(AgentError, match=r"certificate of here: for another key, expected one for .*key\.pem"):
-        certificate._keep(layout, Joined(node="here", id="1", certificate=other, ca="x", platform="p"))
+        certificate._keep(layout, "here", other, "x")
     assert layout.certificate.read_text() == mine
 
 

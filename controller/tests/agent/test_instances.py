@@ -236,6 +236,21 @@ def test_children_are_declared_and_their_change_reconverges_the_parent(impatient
     assert node.facts("requests")[-1].children == {}
 
 
+def test_a_parent_is_not_whole_while_a_child_goes(impatient: Node) -> None:
+    node, child = impatient, {"child": {"state": "started", "published": {}}}
+    node.declare("one", parameters={"hello_child": "of one"}, children=child)
+    node.send()
+    node.until(lambda: node.state("one") == "started")
+    more = child | {"former": {"state": "started", "published": {}}}
+    node.declare("one", parameters={"hello_child": "of one"}, children=more)
+    node.send()
+    node.until(lambda: node.facts("promises")[-1].results["members"].message == "children: former going")
+    assert node.state("one") == "converging"
+    node.declare("one", parameters={"hello_child": "of one"}, children=child)
+    node.send()
+    node.until(lambda: node.state("one") == "started")
+
+
 def test_promises_of_every_kind_pass(node: Node) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

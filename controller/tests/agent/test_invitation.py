@@ -20,7 +20,7 @@ from clachan.agent import invitation
 from clachan.agent.layout import Layout
 from clachan.server.services import joining
 
-from .conftest import ROOT, Node, wait_for
+from .conftest import BIN, ROOT, Node, wait_for
 
 sys.path.insert(0, str(ROOT / "tests"))
 from testbed import soak
@@ -135,8 +135,9 @@ def test_a_used_token_is_tried_once_and_another_one_helps(
         ('{"node": "vm_other"}', "join token: not for node vm_other, expected the name that it was made for"),
         ('{"token": "short"}', "join token: not of the form, expected 32 hex digits, a dot and a secret"),
         ('{"url": "http://x"}', "controller url: 'http://x', expected https://HOST[:PORT]"),
-        ('{"more": 1}', "more Extra inputs are not permitted, expected url, node and token"),
-        ("{", "Invalid JSON: EOF while parsing an object at line 1 column 1, expected url, node and token"),
+        ('{"more": 1}', "has more, node, token, url, expected url, node and token, each a text"),
+        ('{"token": 1}', "has node, token, url, expected url, node and token, each a text"),
+        ("[", "Expecting value: line 1 column 2 (char 1), expected url, node and token, each a text"),
     ],
 )
 def test_what_cannot_be_is_said_once(
@@ -145,7 +146,7 @@ def test_what_cannot_be_is_said_once(
     token = controller.join_token(NAME)
     good = {"url": controller.url, "node": NAME, "token": token}
     text = content.replace("TOKEN", token)
-    layout.invitation.write_text(text if text == "{" else json.dumps(good | json.loads(text)))
+    layout.invitation.write_text(text if text == "[" else json.dumps(good | json.loads(text)))
     with accepting(layout) as given:
         wait_for(lambda: errors(caplog))
     assert given == [False]
@@ -189,6 +190,27 @@ def machine(bare: Node) -> Node:
     bare.layout.config.write_text(json.dumps(config))
     bare.layout.identity.unlink()
     return bare
+
+
+def test_it_says_what_it_is_before_the_rest_of_the_agent_is_there(controller: live.Live, machine: Node) -> None:
+    invite(machine.layout, controller.url, controller.join_token(NAME))
+    assert invitation.accept(machine.layout, threading.Event())
+    shown = controller.ok("GET", f"/nodes/{NAME}")
+    assert (shown["state"], shown["slots"], shown["mode"]) == ("active", machine.config.slots, machine.mode)
+    heavy = ["pydantic", "requests", "typer", "cryptography.x509"]
+    look = f"import clachan.agent.start, sys; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n", "each of them costs an emulated processor a second"
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "clachan.agent"], [str(BIN / "clachan"), "agent"]])
+def test_a_service_manager_is_told_why_it_does_not_run(tmp_path: Path, command: list[str]) -> None:
+    done = subprocess.run(
+        [*command, "run", "--home", tmp_path], capture_output=True, text=True, check=False, timeout=30
+    )
+    lock = tmp_path / "node/agent.lock"
+    expected = f"clachan agent: file {lock}: No such file or directory, expected a node's home\n"
+    assert (done.returncode, done.stderr) == (1, expected)
 
 
 def start(machine: Node) -> subprocess.Popen[bytes]:

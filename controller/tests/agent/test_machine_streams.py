@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clachan.agent.layout import AgentError, Layout, NodeConfig
+from clachan.agent.layout import AgentError, Layout
 from clachan.agent.link import Answers, Link, keep_doing
 from clachan.agent.planning import hosts_of
+from clachan.agent.settings import NodeConfig
 from clachan.agent.streams import Carrier, connect
 from live import Caller, Live, artifact, node_fact, role, running_controller
 

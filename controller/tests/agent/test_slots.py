@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from clachan.agent import slots
-from clachan.agent.layout import AgentError, NodeConfig
+from clachan.agent.layout import AgentError
+from clachan.agent.settings import NodeConfig
 from clachan.contract.inventory import Slot
 
 ME = pwd.getpwuid(os.geteuid()).pw_name

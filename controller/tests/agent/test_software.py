@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from clachan.agent.about import platform_digest
 from clachan.agent.layout import AgentError
 from clachan.agent.software import Software, unpack
 from clachan.contract.inventory import SoftwareArtifact
@@ -115,7 +116,7 @@ def test_a_broken_archive_is_refused_and_leaves_nothing(tmp_path: Path, platform
 
 def test_platform_software_needs_the_installed_platform(tmp_path: Path, platform: Path) -> None:
     software = Software(tmp_path / "software", platform)
-    own = software.platform_digest()
+    own = platform_digest(platform)
     assert own
     assert software.present(own)
     assert software.collections(own) == (platform,)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live import Live, Node, artifact, role, running_controller
+import vm_hosts
+from live import Live, Node, artifact, node_fact, role, running_controller
 
 HELLO = "acme.web.hello"
 OPTIONS = {
@@ -42,6 +43,17 @@ def node(live: Live, hello: str) -> Node:
     joined = live.join("here")
     live.supply("here", hello)
     return joined
+
+
+@pytest.fixture
+def host(tmp_path: Path, live: Live) -> Node:
+    """A node `here` that may run VMs, with 4 GiB and 8 CPUs."""
+    roles = {"vm": role(vm_hosts.OPTIONS, vm_hosts.META), "web": role(vm_hosts.WEB_OPTIONS, vm_hosts.WEB_META)}
+    live.register(artifact(tmp_path, "acme.virtual", roles))
+    node = live.join("here", slots=0)
+    node.accepted(node_fact(10, memory_mib=4096, cpu_milli=8000))
+    live.supply("here", vm_hosts.VM)
+    return node
 
 
 @pytest.fixture(scope="module")

@@ -1,88 +1,24 @@
 """VMs as nodes of their tenant: the token that their host asks for, what they are trusted with, their end."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clachan.client import Client
 from clachan.contract.api import VmToken, VmTokenDeclaration
-from clachan.server import clock
 from clachan.server.db.models import Certificate, Instance, JoinToken, Supply, Usage
 from clachan.server.db.models import Node as NodeRow
-from clachan.server.services import standings
 from clachan.server.services.refusals import Unauthenticated
-from live import Caller, Live, Node, artifact, key_and_csr, node_fact, role, until, usage_fact
+from live import Caller, Live, Node, artifact, key_and_csr, node_fact, role, usage_fact
 from sqlalchemy import select
+from vm_hosts import META, OPTIONS, VM, WEB, WEB_META, WEB_OPTIONS, ask, instance_of, join, observed, running
 
 pytestmark = pytest.mark.slow
-
-VM = "acme.virtual.vm"
-WEB = "acme.virtual.web"
-OPTIONS = {"vm_memory_mib": {"type": "int", "default": 512}, "vm_cpus": {"type": "int", "default": 1}}
-META = {
-    "needs_root": True,
-    "makes_node": True,
-    "capacity": {"memory_mib": 0, "cpu_milli": 0, "tasks": 8},
-    "capacity_from": {"memory_mib": {"option": "vm_memory_mib"}, "cpu_milli": {"option": "vm_cpus", "factor": 1000}},
-    "options": {"vm_memory_mib": {"minimum": 64}, "vm_cpus": {"minimum": 1}},
-}
-WEB_OPTIONS = {"web_url": {"type": "str"}}
-WEB_META = {"published": {"url": {"title": "where"}}, "capacity": {"memory_mib": 1, "cpu_milli": 1, "tasks": 8}}
-
-
-@pytest.fixture
-def host(tmp_path: Path, live: Live) -> Node:
-    """A node `here` that may run VMs, with 4 GiB and 8 CPUs."""
-    roles = {"vm": role(OPTIONS, META), "web": role(WEB_OPTIONS, WEB_META)}
-    live.register(artifact(tmp_path, "acme.virtual", roles))
-    node = live.join("here", slots=0)
-    node.accepted(node_fact(10, memory_mib=4096, cpu_milli=8000))
-    live.supply("here", VM)
-    return node
-
-
-def ask(host: Node, generation: str = "g1", path: str = "home.vm", dry: bool = False) -> dict[str, Any]:
-    body = {"instance": path, "generation": generation}
-    found: dict[str, Any] = host.ok("POST", f"/nodes/self/join-tokens?dry_run={str(dry).lower()}", body)
-    return found
 
 
 def refusal(caller: Caller, path: str = "home.vm", generation: str = "g1") -> tuple[int, str]:
     response = caller.call("POST", "/nodes/self/join-tokens", {"instance": path, "generation": generation})
     return response.status_code, response.json()["error"]["message"]
-
-
-def join(live: Live, token: dict[str, Any], **fact: Any) -> Node:
-    """What the agent in a VM does with its token; with no slots it does not report."""
-    key, csr = key_and_csr(token["node"])
-    body = {"token": token["token"], "node": token["node"], "csr": csr}
-    joined = Caller(live.url, live.ca_file).ok("POST", "/join", body)
-    folder = live.home / f"joined-{os.urandom(4).hex()}"
-    folder.mkdir()
-    (folder / "key.pem").write_bytes(key)
-    (folder / "cert.pem").write_text(joined["certificate"])
-    cert = (str(folder / "cert.pem"), str(folder / "key.pem"))
-    node = Node(live.url, live.ca_file, cert=cert, name=joined["node"], id=joined["id"], folder=folder)
-    node.spool = os.urandom(8).hex()
-    if fact.get("slots", 4):
-        node.accepted(node_fact(**{"slots": 4, "memory_mib": 400, "cpu_milli": 1000, **fact}))
-    return node
-
-
-def running(live: Live, host: Node, path: str = "home.vm", **more: Any) -> Node:
-    """A vm instance that is started, and the node that it is."""
-    live.request(path, VM, **more)
-    node = join(live, ask(host, path=path))
-    host.started(path)
-    assert observed(live, path)[0] == "started"
-    return node
-
-
-def observed(live: Live, path: str) -> tuple[str, str]:
-    shown = live.ok("GET", f"/instances/{path}")["observed"]
-    return shown["state"], shown["message"]
 
 
 def kinds(live: Live, path: str | None = None) -> list[str]:
@@ -299,69 +235,6 @@ def test_what_a_tenants_own_node_counts_is_not_billable(live: Live, host: Node) 
     assert "expected from a node that hosts it" in verdict["message"]
 
 
-def test_a_silent_vm_fails_and_comes_back(live: Live, host: Node) -> None:
-    node = running(live, host)
-    sightings = live.controller.sightings
-    old = clock.after(-live.controller.settings.online_seconds - 1)
-    sightings._seen[node.id] = old
-    standings.watch_vms(live.controller)
-    assert observed(live, "home.vm")[0] == "started", "the controller is too young to know"
-    sightings._since = old
-    for _ in range(2):
-        standings.watch_vms(live.controller)
-        said = f"the VM's agent: last heard of at {old}, expected a VM that runs and reaches the controller"
-        assert observed(live, "home.vm") == ("failing", said)
-    node.slice()
-    standings.watch_vms(live.controller)
-    assert observed(live, "home.vm") == ("started", "")
-    states = [one["message"] for one in live.ok("GET", "/events?kind=instance_state")["items"]]
-    assert states[-2:] == [f"home.vm is failing: {said}", "home.vm is started"]
-    # a report ends it at once, and what its host says meanwhile does not
-    sightings._seen[node.id] = old
-    standings.watch_vms(live.controller)
-    host.accepted({"kind": "instance", **instance_of(host, "home.vm"), "state": "started"})
-    assert observed(live, "home.vm")[0] == "failing"
-    node.accepted(node_fact(4))
-    assert observed(live, "home.vm")[0] == "started"
-
-
-def test_a_vm_that_was_stopped_boots_and_does_not_fail(live: Live, host: Node) -> None:
-    node = running(live, host)
-    live.request("home.vm", VM, state="stopped")
-    host.started("home.vm")
-    assert observed(live, "home.vm") == ("stopped", "")
-    old = clock.after(-live.controller.settings.online_seconds - 1)
-    live.controller.sightings._seen[node.id] = live.controller.sightings._since = old
-    standings.watch_vms(live.controller)
-    assert observed(live, "home.vm") == ("stopped", "")
-    live.request("home.vm", VM)
-    host.started("home.vm")
-    standings.watch_vms(live.controller)
-    assert observed(live, "home.vm") == ("converging", "waiting for the VM's agent to report")
-    node.slice()
-    standings.watch_vms(live.controller)
-    assert observed(live, "home.vm") == ("started", "")
-
-
-def test_a_vm_that_its_host_converged_again_must_speak_again(live: Live, host: Node) -> None:
-    """Its agent was heard of a moment ago; that says nothing of the machine that was restarted since."""
-    node = running(live, host)
-    again = [{"kind": "instance", **instance_of(host, "home.vm"), "state": one} for one in ("converging", "started")]
-    host.accepted(*again)
-    standings.watch_vms(live.controller)
-    assert observed(live, "home.vm") == ("converging", "waiting for the VM's agent to report")
-    node.call("GET", "/nodes/self/questions")
-    assert observed(live, "home.vm") == ("started", "")
-    # one that was not restarted waits for questions: it is asked, and its next request comes at once
-    with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(node.call, "GET", "/nodes/self/questions", headers={"prefer": "wait=600"})
-        until(lambda: live.controller.hub.waiters(f"questions:{node.id}"))
-        host.accepted(*again)
-        assert waiting.result(10).json() == {"questions": []}
-    node.call("GET", "/nodes/self/questions")
-    assert observed(live, "home.vm") == ("started", "")
-
-
 def test_an_instance_does_not_move_into_a_vm_or_out_of_it(live: Live, host: Node) -> None:
     live.supply("here", WEB)
     node = running(live, host)
@@ -377,11 +250,6 @@ def test_an_instance_does_not_move_into_a_vm_or_out_of_it(live: Live, host: Node
         assert (response.status_code, response.json()["error"]["message"]) == (409, message)
     live.request("home.web", WEB, placement={"node": node.name})
     live.request("home.out", WEB)
-
-
-def instance_of(node: Node, path: str) -> dict[str, Any]:
-    mine = node.slice()["records"][path]["clachan_instance"]
-    return {"instance": mine["id"], "revision": mine["revision"]}
 
 
 def gone(host: Node, path: str = "home.vm") -> None:

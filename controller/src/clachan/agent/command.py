@@ -1,19 +1,12 @@
 """`clachan agent ...`: what runs on a node, for the node."""
 
-import fcntl
-import logging
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
-from clachan.agent import certificate, invitation
+from clachan.agent import certificate, start
 from clachan.agent.layout import AgentError, Layout
 from clachan.client import ClientError, home
 
@@ -22,8 +15,6 @@ app = typer.Typer(help="A node's side: converge, check, heal, account, report.",
 Home = Annotated[
     Path | None, typer.Option("--home", help="CLACHAN_HOME; default: the environment's, else the usual place.")
 ]
-KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"}
-KEPT_SUFFIXES = ("_proxy", "_PROXY")
 
 
 def _layout(chosen: Path | None) -> Layout:
@@ -38,50 +29,10 @@ def _fail(error: Exception) -> typer.Exit:
 @app.command()
 def run(chosen: Home = None) -> None:
     """Run until SIGTERM; join first when node/join.json says how. Logs to standard output, one line per event."""
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    _clean_environment()
-    layout, stop = _layout(chosen), threading.Event()
-    ends: list[Callable[[], None]] = [stop.set]
-
-    def end(_signal: int, _frame: FrameType | None) -> None:
-        for one in ends:
-            one()
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
     try:
-        _only_one(layout)
-        if not invitation.accept(layout, stop):
-            return
-        # only now: a machine that joins does so sooner
-        from clachan.agent.loop import Agent
-        from clachan.agent.supervisord import Supervisord
-
-        config, identity = layout.load_config(), layout.load_identity()
-        agent = Agent(layout, config, identity, Supervisord(Path(config.supervisor_socket)))
-        ends.append(agent.end)
+        start.run(_layout(chosen))
     except AgentError as error:
         raise _fail(error) from error
-    if not stop.is_set():
-        agent.run()
-
-
-def _only_one(layout: Layout) -> None:
-    """Hold the lock as long as this process lives."""
-    try:
-        lock = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise AgentError(f"agent of {layout.home}: another one runs, expected none") from error
-    except OSError as error:
-        raise AgentError(f"file {layout.lock}: {error.strerror}, expected a node's home") from error
-
-
-def _clean_environment() -> None:
-    """Nothing of whoever started the agent reaches roles and runs."""
-    for name in list(os.environ):
-        if name not in KEPT and not name.endswith(KEPT_SUFFIXES):
-            del os.environ[name]
 
 
 @app.command()
@@ -96,10 +47,10 @@ def join(
         if url is None or node is None:
             config = layout.load_config()
             url, node = url or config.controller_url, node or config.node_name
-        identity = certificate.join(layout, url, node, sys.stdin.readline().strip())
+        certificate.join(layout, url, node, sys.stdin.readline().strip())
     except (AgentError, ClientError) as error:
         raise _fail(error) from error
-    typer.echo(f"node {identity.name}: joined {url}")
+    typer.echo(f"node {node}: joined {url}")
 
 
 @app.command()
@@ -140,7 +91,7 @@ def examine(
     from clachan.contract.api import Findings
 
     layout, findings = _layout(chosen), []
-    _clean_environment()
+    start.clean_environment()
     for finding in doctor.examine(layout):
         findings.append(finding)
         if not as_json:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clachan.agent import runs, slots
-from clachan.agent.layout import AgentError, Layout, NodeConfig
+from clachan.agent.layout import AgentError, Layout
 from clachan.agent.planning import Group, Host
 from clachan.agent.processes import end_all_of
+from clachan.agent.settings import NodeConfig
 from clachan.agent.software import Software
 from clachan.agent.supervisor import SlotServices, Supervisor, Unit
 from clachan.contract.facts import MESSAGE_CHARS, RunFact, SupplyFact

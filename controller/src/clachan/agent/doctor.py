@@ -13,9 +13,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from clachan.agent import certificate, runs
-from clachan.agent.layout import AgentError, Layout, NodeConfig
+from clachan.agent.about import platform_digest
+from clachan.agent.layout import AgentError, Layout
 from clachan.agent.link import Link
-from clachan.agent.software import platform_digest
+from clachan.agent.settings import NodeConfig
 from clachan.agent.spool import Spool
 from clachan.agent.supervisord import Supervisord
 from clachan.client import ClientError

@@ -1,18 +1,22 @@
 """Joining by a file: node/join.json says the controller, the node's name and its one-time token.
 
 Whoever makes the machine leaves it there (the seed of a VM); node/config.json then need not know the controller. It is
-removed when the node has joined.
+removed when the node has joined. A machine joins and says what it is before it imports the rest of the agent, which
+takes an emulated processor ten seconds; so what is imported here stands on the standard library and `cryptography`.
 """
 
+import json
 import logging
+import os
 import random
 import threading
+from datetime import UTC, datetime
 
 from clachan.agent import certificate
-from clachan.agent.layout import AgentError, Layout, load
+from clachan.agent.about import about
+from clachan.agent.layout import AgentError, Layout
 from clachan.client.errors import BadAnswerError, ClientError, UnreachableError, UntrustedError
-from clachan.contract import Document
-from clachan.contract.names import Name
+from clachan.client.streams import Streams
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +25,6 @@ LOOK_SECONDS = 2.0
 PASSING = UnreachableError, UntrustedError, BadAnswerError, OSError
 PASSING_CODES = {"unavailable", "timeout"}
 """What may be otherwise later, without another invitation."""
-
-
-class Invitation(Document):
-    """node/join.json."""
-
-    url: str
-    node: Name
-    token: str
 
 
 def accept(layout: Layout, stop: threading.Event) -> bool:
@@ -65,8 +61,33 @@ def accept(layout: Layout, stop: threading.Event) -> bool:
 def _join(layout: Layout) -> None:
     # who has a certificate has joined, and was killed before it could remove the file
     if not layout.certificate.exists():
-        invitation = load(layout.invitation, Invitation, "url, node and token")
-        layout.complete_config(invitation.url, invitation.node)
-        identity = certificate.join(layout, invitation.url, invitation.node, invitation.token)
-        log.info("node %s: joined %s", identity.name, invitation.url)
+        url, node, token = _read(layout)
+        layout.complete_config(url, node)
+        # a machine that lost its power, and the key with it, when the token is used could never join
+        certificate.signing_request(layout, node)
+        os.sync()
+        certificate.join(layout, url, node, token)
+        log.info("node %s: joined %s", node, url)
     layout.invitation.unlink()
+    try:
+        _report(layout)
+    except (ClientError, OSError, KeyError) as error:
+        log.warning("first report: %s; the agent makes another", error)
+
+
+def _read(layout: Layout) -> tuple[str, str, str]:
+    try:
+        found = json.loads(layout.invitation.read_bytes())
+        if set(found) != {"url", "node", "token"} or not all(isinstance(value, str) for value in found.values()):
+            raise ValueError(f"has {', '.join(sorted(found))}")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise AgentError(f"file {layout.invitation}: {error}, expected url, node and token, each a text") from error
+    return found["url"], found["node"], found["token"]
+
+
+def _report(layout: Layout) -> None:
+    """What this machine is. The spool's first fact says it once more, and is the later one by its number."""
+    config = json.loads(layout.config.read_bytes())
+    fact = {"id": os.urandom(32).hex(), "sequence": 0, "at": datetime.now(UTC).isoformat(), "content": about(config)}
+    streams = Streams(config["controller_url"], ca_file=layout.ca, cert=(layout.certificate, layout.key))
+    streams.document("/nodes/self/reports", {"facts": [fact]})

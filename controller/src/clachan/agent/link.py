@@ -7,6 +7,7 @@ does all its other work without them.
 import json
 import logging
 import random
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from clachan.agent import certificate
-from clachan.agent.layout import Layout, NodeConfig, write_whole
+from clachan.agent.layout import Layout, write_whole
 from clachan.agent.planning import Host
+from clachan.agent.settings import NodeConfig
 from clachan.agent.slots import log_names, tail
 from clachan.agent.spool import Spool
 from clachan.client import Client, ClientError
@@ -67,9 +69,9 @@ def keep_doing(stop: threading.Event, what: str, step: Callable[[], None]) -> No
     while not stop.is_set():
         try:
             step()
-        except (ClientError, OSError) as error:
+        except (ClientError, OSError, sqlite3.Error) as error:
             failures += 1
-            if failures == 1:
+            if failures == 1 and not stop.is_set():  # at the end the spool is closed
                 log.warning("%s: %s", what, error)
             pause = min(LONGEST_PAUSE, 0.5 * 2.0 ** min(failures - 1, 10))
             stop.wait(pause * random.uniform(0.75, 1.25))  # noqa: S311 - so that nodes do not all come at once

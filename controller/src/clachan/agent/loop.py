@@ -5,8 +5,6 @@ least every `pass_seconds`.
 """
 
 import logging
-import os
-import platform as system
 import queue
 import threading
 import time
@@ -16,15 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import clachan
 from clachan.agent import runs
+from clachan.agent.about import about
 from clachan.agent.converge import Converger, Result
 from clachan.agent.doctor import Doctor
-from clachan.agent.layout import AgentError, Identity, Layout, NodeConfig
+from clachan.agent.layout import AgentError, Layout
 from clachan.agent.link import Answers, Link, Renewal, Reporter, Slices, keep_doing
 from clachan.agent.memory import Memory, Supply
 from clachan.agent.planning import Group, Host, Plan, backoff, hosts_of, plan
 from clachan.agent.progress import Progress
+from clachan.agent.settings import Identity, NodeConfig
 from clachan.agent.software import Download, Software
 from clachan.agent.spool import Spool
 from clachan.agent.streams import Carrier
@@ -39,7 +38,6 @@ log = logging.getLogger(__name__)
 
 RUNS_AT_ONCE = 2
 CHECKERS = 8
-MIB = 1024 * 1024
 
 Event = Callable[[], object]
 
@@ -327,20 +325,7 @@ class Agent:
 
     def _report_node(self) -> None:
         """Tell what this node is, when that is news."""
-        config, disk = self._config, os.statvfs(self._config.slots_directory)
-        fact = NodeFact(
-            version=clachan.__version__,
-            mode=config.mode,
-            slots=config.slots,
-            slots_directory=config.slots_directory,
-            users=config.users,
-            cpu_milli=1000 * (os.cpu_count() or 1),
-            memory_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB,
-            disk_mib=disk.f_blocks * disk.f_frsize // MIB,
-            python=system.python_version(),
-            system=system.freedesktop_os_release().get("PRETTY_NAME", system.system()),
-            platform_digest=self._software.platform_digest(),
-        )
+        fact = NodeFact.model_validate(about(self._config.model_dump()))
         text = fact.model_dump_json()
         if self.memory.notes.get("node") != text:
             self.spool.add(fact)

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from clachan.agent.converge import Done, Result, Services
-from clachan.agent.layout import NodeConfig
 from clachan.agent.memory import Instance, Memory, Outage
 from clachan.agent.planning import STEADY_SECONDS, Host, backoff
 from clachan.agent.promises import Place
 from clachan.agent.redaction import Redactor, sealed_values
+from clachan.agent.settings import NodeConfig
 from clachan.agent.slots import Documents, stamp
 from clachan.agent.spool import Spool, timestamp
 from clachan.agent.usage import Metered
@@ -399,7 +399,8 @@ def _sentence(failing: Mapping[str, str]) -> str:
 
 
 def _lacking(host: Host, documents: Documents) -> dict[str, str]:
-    """The requested children that are not in their wanted state, and what they are."""
+    """The children that are not in their wanted state, and what they are; those not requested any more are to go."""
     seen = {name: child.state for name, child in host.instance.children.items()}
     found = {name: (seen.get(name, "requested"), wanted.state) for name, wanted in documents.requests.items()}
-    return {name: state for name, (state, wanted) in found.items() if wanted not in {state, "absent"}}
+    going = dict.fromkeys(seen.keys() - found.keys(), "going")
+    return {name: state for name, (state, wanted) in found.items() if wanted not in {state, "absent"}} | going

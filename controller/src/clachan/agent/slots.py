@@ -19,7 +19,8 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from clachan.agent.layout import AgentError, NodeConfig
+from clachan.agent.layout import AgentError
+from clachan.agent.settings import NodeConfig
 from clachan.contract.api import Declaration
 from clachan.contract.facts import canonical
 from clachan.contract.inventory import Slot

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from clachan.agent.about import platform_digest
 from clachan.agent.layout import AgentError
 from clachan.contract.inventory import SoftwareArtifact
 
@@ -43,14 +44,10 @@ class Software:
         for leftover in [*folder.glob("*.tmp"), *folder.glob(".fetch*")]:
             remove(leftover)
 
-    def platform_digest(self) -> str | None:
-        """Of the platform collection installed here; None when it was not installed from an artifact."""
-        return platform_digest(self._platform)
-
     def present(self, digest: str) -> bool:
         if digest in self._known:
             return True
-        if digest == self.platform_digest() or (self._folder / digest).is_dir():
+        if digest == platform_digest(self._platform) or (self._folder / digest).is_dir():
             self._known.add(digest)
             return True
         return False
@@ -77,7 +74,7 @@ class Software:
             self._known.add(digest)
             return
         if artifact.platform or artifact.artifact_sha256 is None:
-            own = self.platform_digest() or "none"
+            own = platform_digest(self._platform) or "none"
             self._known.clear()
             raise AgentError(
                 f"platform collection of this node: digest {own[:12]}, expected {digest[:12]} (version "
@@ -103,14 +100,6 @@ class Software:
             doomed = folder.rename(folder.with_suffix(".tmp"))
             remove(doomed)
         return [folder.name for folder in unused]
-
-
-def platform_digest(platform: Path) -> str | None:
-    try:
-        manifest = platform / "ansible_collections/clachan/platform/MANIFEST.json"
-        return hashlib.sha256(manifest.read_bytes()).hexdigest()
-    except OSError:
-        return None
 
 
 def remove(path: Path) -> None:

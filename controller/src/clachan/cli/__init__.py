@@ -10,6 +10,12 @@ completion are quick.
 def main() -> None:
     """Run the command with the arguments of the process; ends the process."""
     import sys
+    from contextlib import suppress
+    from importlib import import_module
+
+    if sys.argv[1:2] == ["agent"]:
+        with suppress(ModuleNotFoundError):  # of an install without the agent; the usual way says so
+            import_module("clachan.agent.start").quickly(sys.argv[2:])
 
     from clachan.cli.stream import quickly
 

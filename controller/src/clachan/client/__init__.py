@@ -26,15 +26,15 @@ from clachan.client.home import home
 
 if TYPE_CHECKING:
     from clachan.client.client import Client, Requested
-    from clachan.client.node import fetch_ca, trusted_ca
     from clachan.client.transport import Versioned
+    from clachan.client.trust import fetch_ca, trusted_ca
 
 _PLACES = {
     "Client": "client",
     "Requested": "client",
     "Versioned": "transport",
-    "fetch_ca": "node",
-    "trusted_ca": "node",
+    "fetch_ca": "trust",
+    "trusted_ca": "trust",
 }
 
 

@@ -1,5 +1,6 @@
 """Where a controller is. It stands on the standard library alone, as `streams` does."""
 
+import ipaddress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,3 +18,11 @@ def controller_address(url: str, ca_file: Path | str | None) -> tuple[str, str, 
     if ca_file is not None and not Path(ca_file).is_file():
         raise UntrustedError(f"CA file: {ca_file} does not exist, expected the PEM file of the controller's CA")
     return f"https://{parts.netloc}", parts.hostname, parts.port or 443
+
+
+def is_loopback(host: str) -> bool:
+    """No proxy leads there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -11,7 +11,6 @@ takes them. It stands on `http.client` alone, without the rest of the SDK: SSH s
 """
 
 import http.client
-import ipaddress
 import json
 import os
 import select
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, unquote, urlsplit
 
-from clachan.client.address import controller_address
+from clachan.client.address import controller_address, is_loopback
 from clachan.client.errors import ApiError, BadAnswerError, UnreachableError, UntrustedError
 
 API = "/api/v1"
@@ -104,17 +103,25 @@ class Streams:
         token: str | None = None,
         ca_file: Path | str | None = None,
         cert: tuple[Path | str, Path | str] | None = None,
+        context: ssl.SSLContext | None = None,
     ) -> None:
+        """`context`: instead of one that trusts the CA alone."""
         self._url, self._host, self._port = controller_address(url, ca_file)
-        self._context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+        self._context = context or ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
         if cert:
             self._context.load_cert_chain(str(cert[0]), str(cert[1]))
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
-    def document(self, path: str) -> Any:
-        """The JSON document at a path below /api/v1."""
+    def document(self, path: str, body: Any = None) -> Any:
+        """The JSON document at a path below /api/v1, or the answer to one that is posted there."""
+        method, text = ("GET", None) if body is None else ("POST", json.dumps(body))
         with self._as_client_errors(), closing(self._connected()) as connection:
-            return self._json(connection, "GET", API + path)
+            return self._json(connection, method, API + path, text)
+
+    def text(self, path: str) -> str:
+        """The text at a path below /api/v1."""
+        with self._as_client_errors(), closing(self._connected()) as connection:
+            return self._answer(connection, "GET", API + path).read(ANSWER_BYTES).decode("ascii", "replace")
 
     def open(self, path: str, port: int | str | None = None) -> Stream:
         """A stream to a port of an instance (None: the usual one), or `console` or `vnc` of a VM, when its node has
@@ -187,7 +194,7 @@ class Streams:
 
     def _proxy(self) -> Any:
         """The environment's proxy for the controller, split; None without one."""
-        if _loopback(self._host) or not any(name.lower().endswith("_proxy") for name in os.environ):
+        if is_loopback(self._host) or not any(name.lower().endswith("_proxy") for name in os.environ):
             return None
         from urllib.request import getproxies, proxy_bypass
 
@@ -254,10 +261,3 @@ def keep_alive(connection: socket.socket) -> None:
     for option, value in KEEPALIVE.items():
         if hasattr(socket, option):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -4,7 +4,6 @@ The environment's CA bundles and netrc are not read: they would override the pla
 """
 
 import hashlib
-import ipaddress
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ import requests
 from pydantic import ValidationError
 
 import clachan
-from clachan.client.address import controller_address
+from clachan.client.address import controller_address, is_loopback
 from clachan.client.errors import ApiError, BadAnswerError, ClientError, UnreachableError, UntrustedError
 from clachan.contract import Document
 from clachan.contract.api import ErrorEnvelope, Page
@@ -69,7 +68,7 @@ class Transport:
         session.verify = str(ca_file) if ca_file else True
         if cert:
             session.cert = (str(cert[0]), str(cert[1]))
-        if not _loopback(host):
+        if not is_loopback(host):
             session.proxies = requests.utils.get_environ_proxies(self.url)
 
     def close(self) -> None:
@@ -217,13 +216,6 @@ class Transport:
                 f"answer to {method} {path} of {self.url}: status {status}, expected a Clachan controller"
             )
         return ApiError(error.code, error.message, error.field, error.hint, status)
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _reason(error: BaseException) -> str:

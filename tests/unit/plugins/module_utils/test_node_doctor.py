@@ -241,6 +241,18 @@ def test_files_half_made():
     ]
 
 
+def test_backups():
+    """Also those whose instance or whose declaration is no more."""
+    names = {"one.qcow2": False, ".two.qcow2.new": True, ".three.qcow2.new": False}
+    folder = "/c/backups/home.gone/data/"
+    files = [
+        {"path": folder + name, "uid": 0, "slot": None, "instance": "home.gone", "busy": busy}
+        for name, busy in names.items()
+    ]
+    said = "a backup half made, expected none: vm_delete_backups of home.gone removes it"
+    assert wrong(dict(WHOLE, files=files)) == ["volume %s.three.qcow2.new: %s" % (folder, said)]
+
+
 def test_a_table_that_somebody_emptied_is_not_listed_whole():
     lacks = {("cv%d" % number,) for number in range(100)}
     assert len(wrong(dict(WHOLE, elements={"internet": {"lacks": lacks, "has": set()}}))) == 20

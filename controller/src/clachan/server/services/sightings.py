@@ -1,12 +1,15 @@
 """When each node was last heard of: kept in memory, written to the database now and then by `upkeep`.
 
 A node that may have been restarted is doubted until it is heard of again: what it said before says nothing of it now.
-Doubts are in memory alone: a controller that starts anew believes what it was told last, as it does of silence.
+Doubts are in memory alone, but a controller that starts anew doubts whoever was shown as converging.
 """
 
 import threading
 
 from clachan.server import clock
+
+RETURN_SECONDS = 600
+"""How long a VM may take to boot until its agent is heard of, also where it is emulated beside many others."""
 
 
 class Sightings:
@@ -14,7 +17,7 @@ class Sightings:
         self._since = clock.now()
         self._seen: dict[str, str] = {}
         self._fresh: set[str] = set()
-        self._doubted: set[str] = set()
+        self._doubted: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def saw(self, node_id: str) -> bool:
@@ -23,16 +26,18 @@ class Sightings:
         with self._lock:
             self._seen[node_id] = moment
             self._fresh.add(node_id)
-            ended = node_id in self._doubted
-            self._doubted.discard(node_id)
-        return ended
+            return self._doubted.pop(node_id, None) is not None
 
     def doubt(self, node_id: str) -> None:
         with self._lock:
-            self._doubted.add(node_id)
+            self._doubted[node_id] = clock.now()
 
-    def doubted(self, node_id: str) -> bool:
-        return node_id in self._doubted
+    def doubted(self, node_id: str, converging: bool = False) -> bool:
+        return node_id in self._doubted or (converging and node_id not in self._seen)
+
+    def given_up(self, node_id: str) -> bool:
+        """Whether it was doubted for so long that it should have been heard of."""
+        return self._doubted.get(node_id, self._since) <= clock.after(-RETURN_SECONDS)
 
     def seen(self, node_id: str, stored: str | None) -> str | None:
         return max(self._seen.get(node_id) or "", stored or "") or None

@@ -78,12 +78,13 @@ def as_vm(controller: Controller, change: Change, instance: Instance, new: state
     if new.state != "started" or not instance.revision.software.meta.get("makes_node"):
         return new
     node = change.session.scalar(select(Node).where(Node.vm_id == instance.id))
-    joined, silent = node is not None and node.state in {"active", "drained"}, None
+    joined, silent, sightings = node is not None and node.state in {"active", "drained"}, None, controller.sightings
     if node is not None and joined:
-        silent = controller.sightings.silent_since(node.id, node.seen, controller.settings.online_seconds)
+        silent = sightings.silent_since(node.id, node.seen, controller.settings.online_seconds)
         # silent while it did not run: it boots
         joined = silent is None or instance.observed in {"started", "failing"}
-        joined &= not controller.sightings.doubted(node.id)
+        joined &= not sightings.doubted(node.id, instance.observed == "converging")
+        joined |= silent is not None and sightings.given_up(node.id)
     return states.of_vm(new, joined=joined, silent_since=silent, now=clock.parse(change.now))
 
 
@@ -121,11 +122,17 @@ def watch_vms(controller: Controller) -> None:
     """Now and then: VMs whose agent fell silent, or is heard of again, show it."""
     rows = select(Instance.id, Instance.observed, Node.id, Node.seen).join(Node, Node.vm_id == Instance.id)
     rows = rows.where(Instance.reported == "started", Node.state.in_(["active", "drained"]))
-    seconds, silent = controller.settings.online_seconds, controller.sightings.silent_since
     with controller.read() as session:
         found = session.execute(rows.where(Instance.observed.in_(["started", "failing", "converging"]))).all()
-    known = [one for one in found if not controller.sightings.doubted(one[2])]
-    late = [vm for vm, shown, node, seen in known if (shown == "started") != (silent(node, seen, seconds) is None)]
+    sightings, seconds = controller.sightings, controller.settings.online_seconds
+
+    def is_late(shown: str, node: str, seen: str | None) -> bool:
+        silent = sightings.silent_since(node, seen, seconds) is not None
+        if shown == "converging" and silent:
+            return sightings.given_up(node)
+        return (shown == "started") == silent and not sightings.doubted(node, shown == "converging")
+
+    late = [vm for vm, shown, node, seen in found if is_late(shown, node, seen)]
     if late:
         with controller.change() as change:
             for identifier in late:
