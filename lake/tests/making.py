@@ -74,7 +74,7 @@ class Server:
                 stderr=log,
                 preexec_fn=self.limits,
             )
-        wait_for(lambda: address.exists() or self.process.poll() is not None, "address")
+        wait_for(lambda: address.exists() or self.process.poll() is not None, "address", 60)
         assert address.exists(), self.log
         self.port = int(json.loads(address.read_text())["url"].rpartition(":")[2])
         return self

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 from clachan_lake.database import LakeStorage, socket_address
-from clachan_lake.errors import FormatError, LakeBusyError, LakeReadOnlyError, RefusedClassError, RemoteError
+from clachan_lake.errors import (
+    CorruptError,
+    FormatError,
+    LakeBusyError,
+    LakeReadOnlyError,
+    RefusedClassError,
+    RemoteError,
+)
 from clachan_lake.ingest.config import load
 from clachan_lake.local import LocalLake
 from clachan_lake.opening import open_lake
@@ -43,7 +50,7 @@ def test_only_lakes_are_opened(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["file"]
     open_lake(tmp_path / "lake").close()
     for text, message in [
-        ('{"clachan_lake": 2}', "format: 2, expected 1; use the version that made it"),
+        ('{"clachan_lake": 3}', "format: 3, expected 1 to 2; use the version that made it"),
         ("{", "not readable"),
         ("[1]", "not readable"),
     ]:
@@ -168,7 +175,7 @@ def test_the_socket_and_the_url_open_what_the_server_owns(own_server: Server, tm
             assert dict(remote.arrays["a"].attrs) == {"unit": "m"}
             assert remote.streams["s"].read(99_998) == b"xx"
             for write in (lambda: remote.transaction().__enter__(), lambda: remote.streams.create("t")):
-                with pytest.raises(LakeReadOnlyError, match="lake at a URL: for reading"):
+                with pytest.raises(LakeReadOnlyError, match=r"at a URL: .*expected .*the lake's socket or folder"):
                     write()
     with open_lake(own_server.socket, blobs=own_server.folder / "blobs", read_only=True) as lake:
         with pytest.raises(LakeReadOnlyError, match="opened for reading"), lake.transaction():
@@ -177,6 +184,55 @@ def test_the_socket_and_the_url_open_what_the_server_owns(own_server: Server, tm
     assert own_server.stop() == 0
     with open_lake(own_server.folder) as lake:
         assert lake.arrays["a"].shape == (2, 2)
+
+
+def test_a_folder_is_read_beside_its_writer(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="lake: not there"):
+        open_lake(tmp_path / "lake", read_only=True)
+    with open_lake(tmp_path / "lake") as writer:
+        with writer.transaction():
+            writer.arrays.create("a", (3,), "<i4")[:] = [1, 2, 3]
+            writer.streams.create("s").append(b"x" * 100_000)
+        with open_lake(tmp_path / "lake", read_only=True) as reader, reader.session() as other:
+            view = reader.arrays["a"][:]
+            with writer.transaction("second"):
+                writer.arrays["a"][1] = 9
+                writer.arrays.create("b", (1,), "<i4")
+                writer.streams["s"].append(b"y")
+            assert view.tolist() == [1, 2, 3]
+            reader.refresh()
+            assert view.tolist() == [1, 9, 3]
+            assert (reader.streams["s"].size, list(reader.arrays)) == (100_001, ["a", "b"])
+            assert [revision.note for revision in reader.arrays["a"].history()] == ["second", ""]
+            assert reader.arrays["a"].at(reader.arrays["a"].history()[1].id)[:].tolist() == [1, 2, 3]
+            assert other.arrays["a"][:].tolist() == [1, 2, 3]
+            with pytest.raises(LakeReadOnlyError, match="opened for reading"), reader.transaction():
+                pass
+            with pytest.raises(LakeBusyError):
+                open_lake(tmp_path / "lake")
+
+
+def test_a_server_of_a_lake_is_read_beside_by_the_folder(own_server: Server) -> None:
+    own_server.start()
+    assert own_server.post(b"abc", reference="s").status_code == 204
+    with open_lake(own_server.folder, read_only=True) as lake:
+        assert lake.streams["s"].read() == b"abc"
+        assert own_server.post(b"def", reference="s").status_code == 204
+        lake.refresh()
+        assert lake.streams["s"].read() == b"abcdef"
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    open_lake(tmp_path / "lake").close()
+    (tmp_path / "lake/data.fs.index").unlink()
+    data = bytearray((tmp_path / "lake/data.fs").read_bytes())
+    data[:4] = b"XXXX"
+    (tmp_path / "lake/data.fs").write_bytes(data)
+    with pytest.raises(CorruptError, match="expected its records; restore a backup"):
+        open_lake(tmp_path / "lake")
+    with pytest.raises(CorruptError, match="open it for writing to mend it"):
+        open_lake(tmp_path / "lake", read_only=True)
+    assert (tmp_path / "lake/data.fs").read_bytes() == data
 
 
 def test_a_long_socket_path_is_taken_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,8 @@ class Answer:
 class Client:
     """Calls of `/api/v1`. Every method raises ClientError's kinds and nothing else."""
 
+    what, base = "controller", "/api/v1"
+
     def __init__(self, address, timeout=30):
         self.address, self.timeout = address, timeout
         loopback = urlsplit(address.url).hostname in ("localhost", "::1") or urlsplit(address.url).hostname.startswith(
@@ -134,8 +136,8 @@ class Client:
         )
 
     def call(self, method, path, body=None, query=None, etag=None, wait=None):
-        """One call; `path` below /api/v1. With `etag` (and `wait` in seconds, a long poll) the answer may be 304."""
-        url = "%s/api/v1%s" % (self.address.url, path)
+        """One call; `path` below `base`. With `etag` (and `wait` in seconds, a long poll) the answer may be 304."""
+        url = "%s%s%s" % (self.address.url, self.base, path)
         pairs = [(key, value) for key, value in (query or {}).items() if value is not None]
         if pairs:
             url += "?" + urlencode(pairs)
@@ -174,11 +176,11 @@ class Client:
     def _open(self, method, url, data, headers, timeout):
         try:
             reply = self._request.open(method, url, data=data, headers=headers, timeout=timeout, use_netrc=False)
-            return _answer(reply.status, reply.headers, reply.read(LONGEST_ANSWER + 1))
+            return _answer(self.what, reply.status, reply.headers, reply.read(LONGEST_ANSWER + 1))
         except HTTPError as problem:
             if problem.code == 304:
                 return Answer(304, _lower(problem.headers), None)
-            raise _refused(problem) from None
+            raise _refused(self.what, problem) from None
         except (URLError, OSError, UrlsConnectionError, SSLValidationError, NoSSLError) as problem:
             raise self._unreachable(problem) from None
 
@@ -186,12 +188,12 @@ class Client:
         reason = getattr(problem, "reason", problem)
         if isinstance(reason, ssl.SSLError) or isinstance(problem, (SSLValidationError, NoSSLError)):
             return ClientError(
-                "controller %s: its certificate was refused (%s), expected one of the CA %s"
-                % (self.address.url, reason, self.address.ca or "of the system")
+                "%s %s: its certificate was refused (%s), expected one of the CA %s"
+                % (self.what, self.address.url, reason, self.address.ca or "of the system")
             )
         if isinstance(reason, FileNotFoundError) and self.address.ca:
-            return NotConfigured("CA file %s: not found, expected the controller's CA" % self.address.ca)
-        return Unreachable("controller %s: no answer (%s)" % (self.address.url, reason))
+            return NotConfigured("CA file %s: not found, expected the %s's CA" % (self.address.ca, self.what))
+        return Unreachable("%s %s: no answer (%s)" % (self.what, self.address.url, reason))
 
 
 def segment(text):
@@ -203,20 +205,20 @@ def _lower(headers):
     return {key.lower(): value for key, value in headers.items()}
 
 
-def _answer(status, headers, raw):
+def _answer(what, status, headers, raw):
     if len(raw) > LONGEST_ANSWER:
         raise ClientError("answer: longer than %d bytes" % LONGEST_ANSWER)
     try:
         body = json.loads(raw) if raw else None
     except ValueError:
-        raise ClientError("answer: not JSON, expected the controller's (is the url right?)") from None
+        raise ClientError("answer: not JSON, expected the %s's (is the url right?)" % what) from None
     return Answer(status, _lower(headers), body)
 
 
-def _refused(problem):
+def _refused(what, problem):
     """The Refused of an HTTPError: from the error envelope, or from what little HTTP says."""
     try:
         error = json.loads(problem.read(LONGEST_ANSWER))["error"]
         return Refused(problem.code, error["code"], error["message"], error.get("field"), error.get("hint"))
     except (ValueError, KeyError, TypeError, OSError):
-        return Refused(problem.code, "unknown", "controller answered %s %s" % (problem.code, problem.reason))
+        return Refused(problem.code, "unknown", "%s answered %s %s" % (what, problem.code, problem.reason))

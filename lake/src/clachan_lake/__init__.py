@@ -15,11 +15,12 @@ in chunks. `format` says what is on disk, `interface` what both kinds of lake (l
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clachan_lake.arrays.memory import MemoryArray
     from clachan_lake.interface import Array, Lake, Stream
     from clachan_lake.opening import open_lake
 
 __version__ = "0.1.0"
-__all__ = ["Array", "Lake", "Stream", "__version__", "open_lake"]
+__all__ = ["Array", "Lake", "MemoryArray", "Stream", "__version__", "open_lake"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,6 +29,10 @@ def __getattr__(name: str) -> Any:
         from clachan_lake.opening import open_lake
 
         return open_lake
+    if name == "MemoryArray":
+        from clachan_lake.arrays.memory import MemoryArray
+
+        return MemoryArray
     if name in {"Array", "Lake", "Stream"}:
         from clachan_lake import interface
 

@@ -48,6 +48,14 @@ class CorruptError(LakeError, OSError):
     """A chunk on disk whose checksum does not hold, or whose file is missing."""
 
 
+class MappingError(LakeError, MemoryError):
+    """The kernel maps no more into this process's memory."""
+
+
+class PackedError(LakeError, LookupError):
+    """A time before the last pack, whose history is gone."""
+
+
 class RefusedClassError(LakeError, UnpicklingError, POSError):  # type: ignore[misc]
     """A database record names a class that no lake contains; nothing of it was loaded. A POSError, so that ZODB raises
     it as it is."""
@@ -55,3 +63,7 @@ class RefusedClassError(LakeError, UnpicklingError, POSError):  # type: ignore[m
 
 class RemoteError(LakeError, ConnectionError):
     """The lake's server refused the request or cannot be reached."""
+
+
+class RequestError(RemoteError, ValueError):
+    """The lake's server refused what was asked of it: a wrong value, or more than it takes."""

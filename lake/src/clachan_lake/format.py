@@ -1,13 +1,13 @@
-"""What is on disk, format 1.
+"""What is on disk, format 2.
 
 A lake is a folder:
 
-    format.json   {"clachan_lake": 1}: written once; a reader refuses any other number
+    format.json   {"clachan_lake": 2}: a reader refuses a greater number; format 1 is migrated (`arrays.migration`)
     data.fs       ZODB FileStorage: the records below (data.fs.index, .lock, .tmp belong to it; .index can be deleted)
     blobs/        ZODB blobs, layout `bushy`: 0xHH/.../0xHH/0xSSSSSSSSSSSSSSSS.blob, one file per revision, immutable
     incoming/     bodies that are being received; emptied whenever the folder's owner starts
 
-The database's root maps "format" -> 1, "streams" and "arrays" -> OOBTree of name -> record, "pending" -> OOTreeSet of
+The database's root maps "format" -> 2, "streams" and "arrays" -> OOBTree of name -> record, "pending" -> OOTreeSet of
 the names of the ended streams whose transformation is due. Names are text (`names.check_name`).
 
 StreamRecord: append-only bytes, `size` of them in `count` chunks. `chunks` is a LOBTree: position of the
@@ -20,9 +20,22 @@ the chunk from its start, 4 bytes little endian each; milliseconds is when it wa
 a Blob, or a Piece (bytes inside the database) for at most `PIECE_BYTES`. An empty chunk is never stored. `ids` is an
 OOBTree: chunk id -> (position, length, sha256).
 
-ArrayRecord: the array's bytes in C order, little endian or as its dtype says, cut every `chunk_bytes`. `chunks` is a
-LOBTree: number -> (length, crc32, blob). What lies behind a chunk's length, and a chunk that is not there, is zero.
-`descr` is numpy's .npy description of the dtype (text, or a list for a structured one), `attrs` is JSON text.
+ArrayRecord: the array's bytes in the order of its `order` (C or F) and as its dtype says. `descr` is numpy's .npy
+description of the dtype (text, or a list for a structured one), `attrs` is JSON text. The bytes are cut into chunks:
+the first `GROWTH` (16,384) have `chunk_bytes` each, those behind `grown_bytes`. Both are multiples of 4,096.
+
+`leaves` is a LOBTree: n -> Leaf, whose `slots` is a dict: number of a chunk (n * `LEAF` and the 255 that follow) ->
+entry, a tuple
+
+    (holder, offset, length, checksum)
+
+holder is a Blob (an *extent*: one file with one or more chunks, each at a multiple of 4,096 bytes; it is never
+written again) or a Piece; offset says where in it the chunk's bytes begin, length how many there are, checksum is
+their XXH3 (64 bits). What lies behind a chunk's length, and a chunk without an entry, is zero.
+
+`state` is an ArrayState. `shape` is the array's; its last bytes, from position `start` on, are not in chunks yet: they
+are the *tail*, a tuple of entries one behind the other. So an append needs no chunk, and two appends at once are both
+kept. Every commit that changes the array writes its state; `modified` is when, in milliseconds since 1970 in UTC.
 
 Only the classes in `ADMITTED` are ever loaded from a record; the names of this module's classes are part of the format.
 """
@@ -33,19 +46,29 @@ from typing import Any, Literal
 from BTrees.LOBTree import LOBTree
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
+from ZODB.POSException import ConflictError
 
 from clachan_lake.errors import RefusedClassError
 
-FORMAT = 1
+FORMAT = 2
 BLOCK = 1 << 20
 PIECE_BYTES = 32 << 10
 CHUNK_BYTES = 2 << 20
+GROWN_BYTES = 4 << 20
+GROWTH = 16_384
+LEAF = 256
+
+Entry = tuple[Any, int, int, int]
+"""Holder, offset, length, checksum."""
+Change = Literal["append", "write", "fold", "whole"]
+"""What a transaction did to an array: only appended; wrote chunks (and perhaps appended); moved the tail's bytes into
+chunks; anything else, which goes with no other change at the same time."""
 
 ADMITTED = frozenset(
     {("persistent.mapping", "PersistentMapping"), ("ZODB.blob", "Blob")}
     | {("BTrees.OOBTree", name) for name in ("OOBTree", "OOBucket", "OOTreeSet", "OOSet")}
     | {("BTrees.LOBTree", name) for name in ("LOBTree", "LOBucket")}
-    | {("clachan_lake.format", name) for name in ("StreamRecord", "ArrayRecord", "Piece")}
+    | {("clachan_lake.format", name) for name in ("StreamRecord", "ArrayRecord", "ArrayState", "Leaf", "Piece")}
 )
 
 State = Literal["none", "waiting", "pending", "done", "failed"]
@@ -89,12 +112,77 @@ class ArrayRecord(Persistent):  # type: ignore[misc]
     """See the module's description."""
 
     def __init__(
-        self, name: str, *, shape: tuple[int, ...], descr: Any, chunk_bytes: int, attrs: str, now: int
+        self, name: str, *, descr: Any, order: str, chunk_bytes: int, grown_bytes: int, attrs: str, state: "ArrayState"
     ) -> None:
         self.name = name
-        self.shape = shape
         self.descr = descr
+        self.order = order
         self.chunk_bytes = chunk_bytes
+        self.grown_bytes = grown_bytes
         self.attrs = attrs
-        self.created = self.modified = now
-        self.chunks = LOBTree()
+        self.created = state.modified
+        self.state = state
+        self.leaves = LOBTree()
+
+
+class ArrayState(Persistent):  # type: ignore[misc]
+    """See the module's description. `axis` is the one that grows when rows are appended: 0, or the last for order F.
+    `change` says what the last commit did, `wholes` counts those that did more than append and write."""
+
+    def __init__(self, shape: tuple[int, ...], axis: int, start: int, now: int) -> None:
+        self.shape = shape
+        self.axis = axis
+        self.start = start
+        self.tail: tuple[Entry, ...] = ()
+        self.modified = now
+        self.change: Change = "whole"
+        self.wholes = 0
+
+    def _p_resolveConflict(  # noqa: N802 - ZODB's name
+        self, old: dict[str, Any], committed: dict[str, Any], new: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The state when `new`, begun from `old`, comes behind `committed`; raises ConflictError."""
+        change, axis = new["change"], new["axis"]
+        if change == "whole" or _others(committed) != _others(old):
+            raise ConflictError
+        if change != "append" and committed["wholes"] != old["wholes"]:
+            raise ConflictError
+        merged = {**committed, "modified": max(committed["modified"], new["modified"])}
+        known = len(old["tail"])
+        if change == "fold":
+            if committed["start"] != old["start"] or committed["tail"][:known] != old["tail"]:
+                raise ConflictError
+            return {**merged, "start": new["start"], "tail": new["tail"] + committed["tail"][known:]}
+        grown = list(committed["shape"])
+        if new["shape"]:
+            grown[axis] += new["shape"][axis] - old["shape"][axis]
+        return {**merged, "change": change, "shape": tuple(grown), "tail": committed["tail"] + new["tail"][known:]}
+
+
+def _others(state: dict[str, Any]) -> tuple[int, ...]:
+    """The lengths of all axes but the one that grows."""
+    return tuple(length for axis, length in enumerate(state["shape"]) if axis != state["axis"])
+
+
+class Leaf(Persistent):  # type: ignore[misc]
+    """See the module's description. Changes of different chunks at the same time are merged."""
+
+    def __init__(self) -> None:
+        self.slots: dict[int, Entry] = {}
+
+    def _p_resolveConflict(  # noqa: N802 - ZODB's name
+        self, old: dict[str, Any], committed: dict[str, Any], new: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The leaf with both changes; raises ConflictError when they are of one chunk."""
+        before, theirs, ours = old["slots"], committed["slots"], new["slots"]
+        merged = dict(theirs)
+        for number in {*before, *ours}:
+            if ours.get(number) == before.get(number):
+                continue
+            if theirs.get(number) != before.get(number):
+                raise ConflictError
+            if number in ours:
+                merged[number] = ours[number]
+            else:
+                del merged[number]
+        return {**committed, "slots": merged}

@@ -8,6 +8,10 @@ when the block ends and changes nothing when it raises.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from math import prod
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -24,8 +28,19 @@ def memory(array: AnyArray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(b"")
 
 
+@dataclass(frozen=True)
+class Revision:
+    """A commit that changed an array: `id` is what `at` takes, `note` what the transaction was given."""
+
+    id: str
+    time: datetime
+    shape: tuple[int, ...]
+    note: str
+
+
 class Array(ABC):
-    """A numpy array in the lake, not in memory: slices of it are numpy arrays (copies)."""
+    """A numpy array in the lake. Its *rows* lie behind each other along its growing axis: the first, or the last in
+    order F."""
 
     name: str
 
@@ -39,66 +54,105 @@ class Array(ABC):
 
     @property
     @abstractmethod
+    def order(self) -> str:
+        """How its bytes lie: C, or F (Fortran)."""
+
+    @property
+    @abstractmethod
     def attrs(self) -> Mapping[str, Any]:
         """JSON values by name; writable in a transaction where the lake is."""
 
     @abstractmethod
     def read_rows(self, start: int, stop: int) -> AnyArray:
-        """The rows start <= i < stop of the first axis, which must exist; shape (stop - start, *shape[1:])."""
-
-    @abstractmethod
-    def _read_all(self) -> AnyArray: ...
+        """The rows start <= i < stop of the growing axis, which must exist: numpy's array of `shape`, but for the
+        length stop - start of that axis."""
 
     @abstractmethod
     def __setitem__(self, key: Any, value: npt.ArrayLike) -> None: ...
 
     @abstractmethod
     def append(self, rows: npt.ArrayLike) -> None:
-        """Add rows at the end of the first axis; raises ValueError when the other axes differ."""
+        """Add rows at the end of the growing axis; raises ValueError when the other axes differ."""
 
     @abstractmethod
     def resize(self, *shape: int) -> None:
-        """Change the length of the first axis: what is new is zero, what is cut is gone."""
+        """Another shape of the same bytes in the array's order, as numpy's `ndarray.resize`: what is new is zero,
+        what is cut is gone."""
 
     def __getitem__(self, key: Any) -> Any:
-        """As numpy's own indexing; only the rows that the first index spans are read."""
+        """As numpy's own indexing; only the rows are read that an integer or a slice of the growing axis spans."""
         if not self.shape:
-            return self._read_all()[key]
-        start, stop, rest = plan(key, self.shape)
+            return self.read_rows(0, 1)[key]
+        start, stop, rest = plan(key, self.shape, self.axis)
         return self.read_rows(start, stop)[rest]
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> AnyArray:
-        if copy is False:
-            raise ValueError(f"array {self.name}: copy=False, expected a copy: its data are not in memory")
-        return self._read_all().astype(dtype or self.dtype, copy=False)
+        return np.array(self.read_rows(0, self.rows), dtype, copy=copy)
 
     def __len__(self) -> int:
         if not self.shape:
             raise TypeError("len() of unsized object")
         return self.shape[0]
 
+    def __iter__(self) -> Iterator[Any]:
+        return (self[number] for number in range(len(self)))
+
     @property
     def ndim(self) -> int:
         return len(self.shape)
 
     @property
+    def size(self) -> int:
+        """How many elements."""
+        return prod(self.shape)
+
+    @property
+    def axis(self) -> int:
+        """The growing axis."""
+        return self.ndim - 1 if self.order == "F" and self.shape else 0
+
+    @property
     def rows(self) -> int:
-        """The length of the first axis; 1 without axes."""
-        return self.shape[0] if self.shape else 1
+        """The length of the growing axis; 1 without axes."""
+        return self.shape[self.axis] if self.shape else 1
 
     @property
     def row_bytes(self) -> int:
-        return self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+        return self.dtype.itemsize * prod(self.shape[: self.axis] + self.shape[self.axis + 1 :])
 
     @property
     def nbytes(self) -> int:
         return self.row_bytes * self.rows
 
-    def blocks(self, size: int = 4 << 20) -> Iterator[tuple[int, AnyArray]]:
+    @property
+    def units(self) -> str | None:
+        """Of its values: the attribute `units`."""
+        found = self.attrs.get("units")
+        return None if found is None else str(found)
+
+    def blocks(self, size: int = 16 << 20) -> Iterator[tuple[int, AnyArray]]:
         """The array in order, as (first row, rows) of about `size` bytes: for what is larger than memory."""
         step = max(1, size // max(1, self.row_bytes))
-        for start in range(0, len(self), step):
-            yield start, self.read_rows(start, min(start + step, len(self)))
+        for start in range(0, self.rows, step):
+            yield start, self.read_rows(start, min(start + step, self.rows))
+
+    def to_npy(self, file: Path) -> int:
+        """Write a .npy file, block by block; its bytes."""
+        from clachan_lake.exchange import npy
+
+        return npy.to_npy(self, file)
+
+    def to_zarr(self, folder: Path) -> None:
+        """Write a Zarr v3 array, block by block. Needs the extra `zarr`."""
+        from clachan_lake.exchange import zarr
+
+        zarr.to_zarr(self, folder)
+
+    def to_dask(self) -> Any:
+        """A dask array of it, which reads when it is computed. Needs the extra `dask`."""
+        from clachan_lake.exchange import dask
+
+        return dask.to_dask(self)
 
     def __repr__(self) -> str:
         return f"<array {self.name!r} {self.shape} {self.dtype}>"
@@ -156,12 +210,29 @@ class Arrays(Mapping[str, Array], ABC):
         shape: int | tuple[int, ...],
         dtype: npt.DTypeLike,
         attrs: Mapping[str, Any] | None = None,
-        chunk_bytes: int = ...,
+        chunk_bytes: int | None = None,
+        *,
+        order: str = "C",
+        units: str | None = None,
     ) -> Array:
-        """A new array of zeros. Raises TakenError for a name in use, TypeError for a dtype with objects."""
+        """A new array of zeros. Chunks have `chunk_bytes` (a multiple of 4,096), by default 2 MiB and behind 32 GiB
+        4 MiB. Raises TakenError for a name in use, TypeError for a dtype with objects, ValueError for a shape, an
+        order or a size that cannot be."""
 
     @abstractmethod
     def __delitem__(self, name: str) -> None: ...
+
+    def from_npy(self, name: str, file: Path) -> Array:
+        """A new array with the content of a .npy file, block by block."""
+        from clachan_lake.exchange import npy
+
+        return npy.from_npy(self, name, file)
+
+    def from_zarr(self, name: str, folder: Path) -> Array:
+        """A new array with the content of a Zarr array, block by block. Needs the extra `zarr`."""
+        from clachan_lake.exchange import zarr
+
+        return zarr.from_zarr(self, name, folder)
 
 
 class Streams(Mapping[str, Stream], ABC):

@@ -1,19 +1,25 @@
-"""A lake at a URL, for reading: lists, streams and slices of arrays come block by block over HTTP."""
+"""A lake at a URL: lists, streams and rows of arrays come over HTTP; arrays are made, appended to and deleted.
 
-from collections.abc import Iterator, Mapping
+Every call is one request and one transaction of its own; no request is repeated by itself.
+"""
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from types import MappingProxyType
-from typing import Any, NoReturn, Self
+from datetime import datetime
+from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
 import requests
+import urllib3
 
-from clachan_lake.errors import LakeReadOnlyError, MissingError, RemoteError
-from clachan_lake.format import CHUNK_BYTES
-from clachan_lake.interface import AnyArray, Array, Arrays, Lake, Stream, Streams, memory
+from clachan_lake.errors import ChunkError, LakeReadOnlyError, MissingError, RemoteError, RequestError, TakenError
+from clachan_lake.exchange import dtypes
+from clachan_lake.exchange.blocks import in_order
+from clachan_lake.interface import AnyArray, Array, Arrays, Lake, Revision, Stream, Streams, memory
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 1 << 20
 
 
 class RemoteLake(Lake):
@@ -30,21 +36,50 @@ class RemoteLake(Lake):
         self.streams: RemoteStreams = RemoteStreams(self)
         self.arrays: RemoteArrays = RemoteArrays(self)
 
+    @property
+    def address(self) -> tuple[str, str | None]:
+        """URL and token."""
+        return self._url, self._token
+
     def get(self, path: str, headers: Mapping[str, str] | None = None, **parameters: Any) -> requests.Response:
-        """Raises MissingError for 404, RemoteError for any other refusal and when the server cannot be reached."""
+        """Raises as `call`; the body is not read yet."""
+        return self.call("GET", path, headers, stream=True, **parameters)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        stream: bool = False,
+        body: Any = None,
+        data: memoryview | None = None,
+        **parameters: Any,
+    ) -> requests.Response:
+        """One request; `body` goes as JSON, `data` as bytes. Raises MissingError (404), ChunkError (409 with the
+        present rows), TakenError (409, 412), RequestError for what else is wrong with the request, RemoteError when
+        the server cannot do it, does not know the token or cannot be reached."""
+        more: dict[str, Any] = {"params": parameters, "headers": headers, "json": body, "data": data}
         try:
-            answer = self._session.get(
-                self._url + path, params=parameters, headers=headers, timeout=self._timeout, stream=True
-            )
+            answer = self._session.request(method, self._url + path, timeout=self._timeout, stream=stream, **more)
         except requests.RequestException as error:
             raise RemoteError(f"lake {self._url}: {error}, expected an answer") from error
         if answer.ok:
             return answer
         with answer:
-            message = _message(answer)
-        if answer.status_code == 404:
-            raise MissingError(message)
-        raise RemoteError(f"lake {self._url}: {answer.status_code} {message}")
+            raise self._refusal(answer)
+
+    def _refusal(self, answer: requests.Response) -> Exception:
+        status, message = answer.status_code, _message(answer)
+        if status == 404:
+            return MissingError(message)
+        if status == 409 and "Clachan-Array-Rows" in answer.headers:
+            return ChunkError(message, int(answer.headers["Clachan-Array-Rows"]))
+        if status in {409, 412}:
+            return TakenError(message)
+        if 400 <= status < 500 and status not in {401, 403}:
+            return RequestError(f"lake {self._url}: {status} {message}")
+        return RemoteError(f"lake {self._url}: {status} {message}")
 
     def items(self, path: str) -> Iterator[dict[str, Any]]:
         """Every item of a list, page by page."""
@@ -55,7 +90,10 @@ class RemoteLake(Lake):
             cursor = page["cursor"]
 
     def transaction(self) -> AbstractContextManager[Self]:
-        _refuse()
+        raise LakeReadOnlyError(
+            "transaction at a URL: every call is one of its own, expected calls without one; for several changes at "
+            "once use the lake's socket or folder"
+        )
 
     def session(self) -> Self:
         return type(self)(self._url, self._token, self._timeout)
@@ -68,9 +106,13 @@ class RemoteLake(Lake):
 
 
 class RemoteArray(Array):
-    def __init__(self, lake: RemoteLake, meta: dict[str, Any]) -> None:
+    """Its shape is what it was when it was asked for; its rows are read as they are then. One of the past, `at`, stays
+    as it is."""
+
+    def __init__(self, lake: RemoteLake, meta: dict[str, Any], at: str | None = None) -> None:
         self._lake = lake
         self._meta = meta
+        self._at = at
         self.name = meta["name"]
 
     @property
@@ -79,35 +121,124 @@ class RemoteArray(Array):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.lib.format.descr_to_dtype(_descr(self._meta["dtype"]))
+        return dtypes.from_json(self._meta["dtype"], f"array {self.name}")
 
     @property
-    def attrs(self) -> Mapping[str, Any]:
-        return MappingProxyType(self._meta["attrs"])
+    def order(self) -> Literal["C", "F"]:
+        return "F" if self._meta["order"] == "F" else "C"
+
+    @property
+    def attrs(self) -> "RemoteAttributes":
+        return RemoteAttributes(self)
 
     def read_rows(self, start: int, stop: int) -> AnyArray:
-        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        view = memory(out)
-        step = max(1, BLOCK_BYTES // max(1, self.row_bytes))
-        for first in range(start, stop if out.nbytes else start, step):
-            last = min(first + step, stop)
-            part = view[(first - start) * self.row_bytes : (last - start) * self.row_bytes]
-            with self._lake.get("/arrays/data", name=self.name, start=first, stop=last) as answer:
-                _read_into(answer, part, self.name)
+        shape = list(self.shape)
+        if shape:
+            shape[self.axis] = stop - start
+        out = np.empty(shape, self.dtype, self.order)
+        if out.nbytes:
+            with self._lake.get("/arrays/data", name=self.name, start=start, stop=stop, at=self._at) as answer:
+                _read_into(answer, memory(out.T if self.order == "F" else out), self.name)
         return out
 
-    def _read_all(self) -> AnyArray:
-        rows = self.read_rows(0, self.rows)
-        return rows if self.shape else rows[0]
+    def blocks(self, size: int = 16 << 20) -> Iterator[tuple[int, AnyArray]]:
+        """As the interface says; the next block comes while the caller works with the one before."""
+        step = max(1, size // max(1, self.row_bytes))
+        with self._lake.session() as lake, ThreadPoolExecutor(1) as pool:
+            other = RemoteArray(lake, self._meta, self._at)
+            following: Future[AnyArray] | None = None
+            for first in range(0, self.rows, step):
+                rows = following.result() if following else other.read_rows(first, min(first + step, self.rows))
+                after = first + step
+                if after < self.rows:
+                    following = pool.submit(other.read_rows, after, min(after + step, self.rows))
+                yield first, rows
 
     def __setitem__(self, key: Any, value: npt.ArrayLike) -> None:
-        _refuse()
+        _refuse("writing into an array")
 
-    def append(self, rows: npt.ArrayLike) -> None:
-        _refuse()
+    def append(self, rows: npt.ArrayLike, after: int | None = None) -> None:
+        """As the interface says; with `after` only when the array has so many rows, else raises ChunkError, whose
+        `size` is how many it has. So what had no answer can be repeated."""
+        self._check_present()
+        new = np.asarray(rows).astype(self.dtype, casting="same_kind", copy=False)
+        expected = ["n" if axis == self.axis else length for axis, length in enumerate(self.shape)]
+        if not expected or not _fits(new.shape, expected):
+            raise ValueError(f"array {self.name}, appended rows: shape {new.shape}, expected {tuple(expected)}")
+        parameters = {"name": self.name, "rows": new.shape[self.axis], "after": after}
+        answer = self._lake.call("POST", "/arrays/data", data=in_order(new, self.order), **parameters)
+        self._meta["shape"][self.axis] = int(answer.headers["Clachan-Array-Rows"])
 
     def resize(self, *shape: int) -> None:
-        _refuse()
+        _refuse("changing a shape")
+
+    def at(self, when: str | datetime) -> "RemoteArray":
+        """As it was: `when` is a time, its ISO text, or a commit's id. Read-only; a pack may take that past away."""
+        moment = when.isoformat() if isinstance(when, datetime) else when
+        found = self._lake.get("/arrays/meta", name=self.name, at=moment).json()
+        return RemoteArray(self._lake, found, found["snapshot"])
+
+    def snapshot(self) -> "RemoteArray":
+        """As it is now, whatever is committed later. Read-only."""
+        found = self._lake.get("/arrays/meta", name=self.name, at=self._at).json()
+        return RemoteArray(self._lake, found, found["snapshot"])
+
+    @property
+    def lake(self) -> RemoteLake:
+        return self._lake
+
+    @property
+    def address(self) -> tuple[str, str | None, str | None]:
+        """URL and token of its lake, and the commit that it is read at."""
+        return *self._lake.address, self._at
+
+    def history(self, limit: int = 1000) -> list[Revision]:
+        """The commits that changed it, the latest first, as far as they were not packed away."""
+        items = self._lake.get("/arrays/history", name=self.name, limit=limit).json()["items"]
+        return [
+            Revision(one["id"], datetime.fromisoformat(one["time"]), tuple(one["shape"]), one["note"]) for one in items
+        ]
+
+    def _check_present(self) -> None:
+        if self._at is not None:
+            raise LakeReadOnlyError(f"array {self.name}: of the past, expected the present one for writing")
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the server said of it last."""
+        return self._meta
+
+    def declare(self, **what: Any) -> None:
+        """Change what the server knows of it."""
+        self._check_present()
+        self._meta = self._lake.call("PUT", "/arrays/meta", body=what, name=self.name).json()
+
+
+class RemoteAttributes(MutableMapping[str, Any]):
+    """JSON values by name, as they were when the array was asked for or last changed. Each change is a request."""
+
+    def __init__(self, array: RemoteArray) -> None:
+        self._array = array
+
+    def __getitem__(self, key: str) -> Any:
+        return self._array.meta["attrs"][key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._array.declare(attrs={key: value})
+
+    def __delitem__(self, key: str) -> None:
+        if key not in self:
+            raise KeyError(key)
+        self._array.declare(remove_attrs=[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._array.meta["attrs"])
+
+    def __len__(self) -> int:
+        return len(self._array.meta["attrs"])
+
+    def __repr__(self) -> str:
+        return f"RemoteAttributes({self._array.meta['attrs']!r})"
 
 
 class RemoteStream(Stream):
@@ -133,7 +264,7 @@ class RemoteStream(Stream):
             return answer.content
 
     def append(self, data: bytes, chunk_id: str | None = None, final: bool = False) -> bool:
-        _refuse()
+        _refuse("appending to a stream")
 
     def sha256(self) -> str:
         return str(self._lake.get("/streams/sha256", name=self.name).json()["sha256"])
@@ -161,12 +292,26 @@ class RemoteArrays(Arrays):
         shape: int | tuple[int, ...],
         dtype: npt.DTypeLike,
         attrs: Mapping[str, Any] | None = None,
-        chunk_bytes: int = CHUNK_BYTES,
-    ) -> Array:
-        _refuse()
+        chunk_bytes: int | None = None,
+        *,
+        order: str = "C",
+        units: str | None = None,
+    ) -> RemoteArray:
+        kind = np.dtype(dtype)
+        if kind.hasobject:
+            raise TypeError(f"array {name}, dtype: {kind}, expected one without Python objects")
+        body = {
+            "shape": [int(n) for n in shape] if isinstance(shape, tuple | list) else [int(shape)],
+            "dtype": dtypes.to_json(kind),
+            "order": order,
+            "attrs": {**(attrs or {}), **({} if units is None else {"units": units})},
+            "chunk_bytes": chunk_bytes,
+        }
+        new = {"If-None-Match": "*"}
+        return RemoteArray(self._lake, self._lake.call("PUT", "/arrays/meta", new, body=body, name=name).json())
 
     def __delitem__(self, name: str) -> None:
-        _refuse()
+        self._lake.call("DELETE", "/arrays/meta", name=name)
 
 
 class RemoteStreams(Streams):
@@ -183,33 +328,32 @@ class RemoteStreams(Streams):
         return sum(1 for _ in self)
 
     def create(self, name: str, policy: str = "raw") -> Stream:
-        _refuse()
+        _refuse("making a stream")
 
 
-def _refuse() -> NoReturn:
-    raise LakeReadOnlyError("lake at a URL: for reading, expected the lake's socket or folder for writing")
+def _refuse(what: str) -> NoReturn:
+    raise LakeReadOnlyError(f"{what} at a URL: not served, expected the lake's socket or folder")
+
+
+def _fits(shape: tuple[int, ...], expected: list[Any]) -> bool:
+    return len(shape) == len(expected) and all(wanted in ("n", n) for n, wanted in zip(shape, expected, strict=True))
 
 
 def _message(answer: requests.Response) -> str:
     try:
-        return str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+        error = answer.json()["error"]
+        return f"{error['message']} ({error['hint']})" if error.get("hint") else str(error["message"])
+    except (ValueError, KeyError, TypeError, AttributeError, requests.RequestException):
         return str(answer.reason)
 
 
 def _read_into(answer: requests.Response, out: memoryview, name: str) -> None:
     done = 0
-    for data in answer.iter_content(1 << 20):
-        if done + len(data) > len(out):
-            break
-        out[done : done + len(data)] = data
-        done += len(data)
-    if done != len(out):
-        raise RemoteError(f"array {name}: {done} bytes, expected {len(out)}")
-
-
-def _descr(value: Any) -> Any:
-    """A dtype's description from JSON, where tuples have become lists."""
-    if isinstance(value, str):
-        return value
-    return [(field[0], _descr(field[1]), *(tuple(n) for n in field[2:])) for field in value]
+    try:
+        while count := answer.raw.readinto(out[done : done + BLOCK_BYTES]):
+            done += count
+        rest = answer.raw.read(1)
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise RemoteError(f"array {name}: {error} after {done} bytes, expected {len(out)}") from error
+    if done != len(out) or rest:
+        raise RemoteError(f"array {name}: {done} bytes or more, expected {len(out)}")

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
-from ZEO.StorageServer import StorageServer
 
 from clachan_lake import database
 from clachan_lake.ingest.app import application
@@ -26,6 +25,7 @@ from clachan_lake.ingest.committer import Committer
 from clachan_lake.ingest.config import Config, load
 from clachan_lake.local import LocalLake
 from clachan_lake.settings import read_token
+from clachan_lake.storage.serving import LakeServer
 from clachan_lake.transform.keeper import Keeper
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class Server:
     async def _watch(self, server: uvicorn.Server) -> None:
         """A process that cannot store any more ends, so that its supervisor starts it again."""
         while not (found := self.faults()):
+            # what this session could still read no pack may take away
+            self._lake.refresh()
             await asyncio.sleep(WATCH_SECONDS)
         log.error("ending: %s", "; ".join(found))
         self.failed = True
@@ -85,7 +87,7 @@ def _storage(config: Config) -> Iterator[database.LakeStorage]:
     storage = database.own(config.folder)
     try:
         config.socket.unlink(missing_ok=True)
-        zeo = StorageServer(database.socket_address(config.socket), {"1": storage})
+        zeo = LakeServer(database.socket_address(config.socket), {"1": storage})
         config.socket.chmod(0o660)
         thread = threading.Thread(target=zeo.loop, name="zeo", daemon=True)
         thread.start()

@@ -1,141 +1,258 @@
-"""Arrays of a local lake: the interface over `chunks`."""
+"""Arrays of a local lake: the interface over what a session has open."""
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Iterator, Mapping, MutableMapping
+from datetime import datetime
+from math import prod
+from operator import index
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from clachan_lake.arrays import chunks
-from clachan_lake.arrays.index import plan
-from clachan_lake.format import ArrayRecord
-from clachan_lake.interface import AnyArray, Array, memory
+from clachan_lake.arrays import verifying
+from clachan_lake.arrays.index import plan, takes_all
+from clachan_lake.arrays.opened import OpenArray
+from clachan_lake.arrays.table import now
+from clachan_lake.format import CHUNK_BYTES, GROWN_BYTES, ArrayRecord, ArrayState
+from clachan_lake.interface import AnyArray, Array, Revision
+
+MAXIMUM_BYTES = 1 << 46
+
+
+class Session(Protocol):
+    """What an array needs of its lake."""
+
+    @property
+    def active(self) -> bool:
+        """Whether a transaction is open."""
+
+    def writing(self, what: str) -> None:
+        """Raises TransactionError outside a transaction."""
+
+    def array_at(self, name: str, when: str | datetime) -> Array: ...
+
+    def history_of(self, record: ArrayRecord, limit: int) -> list[Revision]: ...
+
+    def merge(self, record: ArrayRecord) -> int: ...
+
+    def now(self) -> str: ...
 
 
 def new_record(
-    name: str, shape: int | tuple[int, ...], dtype: npt.DTypeLike, attrs: Mapping[str, Any], chunk_bytes: int
+    name: str,
+    shape: int | tuple[int, ...],
+    dtype: npt.DTypeLike,
+    attrs: Mapping[str, Any],
+    *,
+    chunk_bytes: int | None,
+    order: str,
 ) -> ArrayRecord:
     """A record of zeros; raises TypeError for a dtype with objects, ValueError for a shape or size that cannot be."""
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"array {name}, dtype: {kind}, expected one without Python objects")
-    sizes = tuple(int(n) for n in shape) if isinstance(shape, tuple | list) else (int(shape),)
-    if any(n < 0 for n in sizes) or kind.itemsize == 0:
+    if order not in {"C", "F"}:
+        raise ValueError(f"array {name}, order: {order!r:.80}, expected C or F")
+    sizes = check_shape(name, shape, kind)
+    small, large = _chunks(name, chunk_bytes)
+    axis = len(sizes) - 1 if order == "F" and sizes else 0
+    state = ArrayState(sizes, axis, prod(sizes) * kind.itemsize, now())
+    return ArrayRecord(
+        name,
+        descr=np.lib.format.dtype_to_descr(kind),
+        order=order,
+        chunk_bytes=small,
+        grown_bytes=large,
+        attrs=json_text(name, attrs),
+        state=state,
+    )
+
+
+def check_shape(name: str, shape: Any, kind: np.dtype[Any]) -> tuple[int, ...]:
+    """The shape as a tuple; raises ValueError, TypeError."""
+    try:
+        sizes = tuple(index(n) for n in shape) if isinstance(shape, tuple | list) else (index(shape),)
+    except TypeError:
+        raise TypeError(f"array {name}, shape: {shape!r:.80}, expected whole numbers") from None
+    if any(n < 0 for n in sizes) or kind.itemsize == 0 or len(sizes) > 64:
         raise ValueError(
-            f"array {name}, shape and dtype: {sizes} of {kind}, expected sizes of at least 0 and some bytes"
+            f"array {name}, shape and dtype: {sizes} of {kind}, expected up to 64 sizes of at least 0 and some bytes"
         )
-    if not 4096 <= chunk_bytes <= 1 << 30:
-        raise ValueError(f"array {name}, chunk_bytes: {chunk_bytes}, expected 4096 to {1 << 30}")
-    descr = np.lib.format.dtype_to_descr(kind)
-    now = time.time_ns() // 10**6
-    return ArrayRecord(name, shape=sizes, descr=descr, chunk_bytes=chunk_bytes, attrs=_json(name, attrs), now=now)
+    # as numpy, which makes no array whose rows would be too long, even when it has none
+    if prod(n or 1 for n in sizes) * kind.itemsize > MAXIMUM_BYTES:
+        raise ValueError(
+            f"array {name}, shape: {sizes} of {kind}, expected at most {MAXIMUM_BYTES} bytes: the room of a process"
+        )
+    return sizes
+
+
+def _chunks(name: str, chunk_bytes: int | None) -> tuple[int, int]:
+    if chunk_bytes is None:
+        return CHUNK_BYTES, GROWN_BYTES
+    if not isinstance(chunk_bytes, int):
+        raise TypeError(f"array {name}, chunk_bytes: {chunk_bytes!r:.80}, expected a whole number")
+    if not 4096 <= chunk_bytes <= 1 << 30 or chunk_bytes % 4096:
+        raise ValueError(f"array {name}, chunk_bytes: {chunk_bytes}, expected a multiple of 4096 up to {1 << 30}")
+    return chunk_bytes, chunk_bytes
+
+
+def new_rows(array: Array, rows: npt.ArrayLike) -> AnyArray:
+    """The rows as they are to be appended to the array; raises ValueError for another shape, TypeError for a dtype that
+    does not fit."""
+    new = np.asarray(rows)
+    if new.dtype.kind == "i" and not hasattr(rows, "dtype"):
+        # Python's integers have no size: those that fit are of the array's dtype
+        new = np.asarray(rows, array.dtype)
+    new = new.astype(array.dtype, casting="same_kind", copy=False)
+    before, after = array.shape[: array.axis], array.shape[array.axis + 1 :]
+    if (
+        not array.shape
+        or new.ndim != array.ndim
+        or new.shape[: array.axis] + new.shape[array.axis + 1 :] != before + after
+    ):
+        expected = f"({', '.join(map(str, (*before, 'n', *after)))})"
+        raise ValueError(f"array {array.name}, appended rows: shape {new.shape}, expected {expected}")
+    check_shape(array.name, (*before, array.rows + new.shape[array.axis], *after), array.dtype)
+    return new
 
 
 class LocalArray(Array):
-    def __init__(self, record: ArrayRecord, writing: Callable[[str], None]) -> None:
-        self._record = record
-        self._writing = writing
-        self.name = record.name
+    """Its slices are numpy arrays onto mapped files, not copies: what another session commits is in them after the
+    next `refresh()` or transaction. They can be stored to inside a transaction only."""
+
+    def __init__(self, opened: OpenArray, session: Session) -> None:
+        self._opened = opened
+        self._session = session
+        self.name = opened.record.name
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self._record.shape)
+        return self._opened.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.lib.format.descr_to_dtype(self._record.descr)
+        return self._opened.dtype
+
+    @property
+    def order(self) -> str:
+        return str(self._opened.record.order)
 
     @property
     def attrs(self) -> "Attributes":
-        return Attributes(self._record, self._writing)
+        return Attributes(self._opened, self._session)
+
+    @property
+    def units(self) -> str | None:
+        return super().units
+
+    @units.setter
+    def units(self, units: str | None) -> None:
+        if units is None:
+            self.attrs.pop("units", None)
+        else:
+            self.attrs["units"] = units
+
+    def __getitem__(self, key: Any) -> Any:
+        whole = self._opened.everything(self._session.active)
+        return super().__getitem__(key) if whole is None else whole[key]
 
     def read_rows(self, start: int, stop: int) -> AnyArray:
-        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        if out.nbytes:
-            chunks.read(self._record, start * self.row_bytes, memory(out))
-        return out
-
-    def _read_all(self) -> AnyArray:
-        if self.shape:
-            return self.read_rows(0, len(self))
-        out = np.empty((), self.dtype)
-        chunks.read(self._record, 0, memory(out))
-        return out
+        return self._opened.view(start, stop, self._session.active)
 
     def __setitem__(self, key: Any, value: npt.ArrayLike) -> None:
-        self._write("write")
+        self._writing("write")
         if not self.shape:
-            whole = self._read_all()
-            whole[key] = value
-            chunks.write(self._record, 0, memory(whole))
+            self.read_rows(0, 1)[key] = value
             return
-        start, stop, rest = plan(key, self.shape)
-        rows = self.read_rows(start, stop)
-        rows[rest] = value
-        if rows.nbytes:
-            chunks.write(self._record, start * self.row_bytes, memory(rows))
+        start, stop, rest = plan(key, self.shape, self.axis)
+        if not takes_all(rest, self.ndim):
+            self.read_rows(start, stop)[rest] = value
+            return
+        shape = (*self.shape[: self.axis], stop - start, *self.shape[self.axis + 1 :])
+        values = np.asarray(value)
+        if values.dtype.hasobject:
+            values = values.astype(self.dtype)
+        while values.ndim > len(shape) and values.shape[0] == 1:
+            values = values[0]
+        self._opened.overwrite(start, stop, np.broadcast_to(values, shape))
 
     def append(self, rows: npt.ArrayLike) -> None:
-        self._write("append")
-        new = np.ascontiguousarray(np.asarray(rows).astype(self.dtype, casting="same_kind", copy=False))
-        if not self.shape or new.shape[1:] != self.shape[1:] or new.ndim != self.ndim:
-            raise ValueError(f"array {self.name}, appended rows: shape {new.shape}, expected (n, *{self.shape[1:]})")
-        if new.nbytes:
-            chunks.write(self._record, self.nbytes, memory(new))
-        self._record.shape = (len(self) + len(new), *self.shape[1:])
+        self._writing("append")
+        self._opened.append(new_rows(self, rows))
 
-    def resize(self, *shape: int) -> None:
-        self._write("resize")
-        if not self.shape or shape[1:] != self.shape[1:] or len(shape) != self.ndim or shape[0] < 0:
-            raise ValueError(f"array {self.name}, new shape: {shape}, expected (n, *{self.shape[1:]})")
-        if shape[0] < len(self):
-            chunks.cut(self._record, shape[0] * self.row_bytes)
-        self._record.shape = shape
+    def resize(self, *shape: Any) -> None:
+        self._writing("resize")
+        wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        self._opened.resize(check_shape(self.name, tuple(wanted), self.dtype))
 
     def verify(self) -> list[str]:
-        """Faults found by reading every chunk, as messages; none when all checksums hold."""
-        return chunks.verify(self._record)
+        """The faults that are found by reading every chunk, as messages; none when all checksums hold."""
+        return list(verifying.verify(self._opened.table))
 
-    def _write(self, what: str) -> None:
-        self._writing(f"array {self.name}: {what}")
-        self._record.modified = time.time_ns() // 10**6
+    def merge(self) -> int:
+        """Write chunks that lie scattered over many files into common ones, in transactions of its own, one for each
+        256 MiB; how many chunks were moved. The array's content and history stay. For arrays that were written chunk by
+        chunk: the kernel allows a process about 65,000 mappings."""
+        return self._session.merge(self._opened.record)
+
+    def at(self, when: str | datetime) -> Array:
+        """As it was: `when` is a time, its ISO text, or the id of a revision. Read-only; keeps that past from being
+        packed away until it is let go. Raises MissingError when it was not there, PackedError."""
+        return self._session.array_at(self.name, when)
+
+    def snapshot(self) -> Array:
+        """As it is now, whatever is committed later. Read-only."""
+        return self.at(self._session.now())
+
+    def history(self, limit: int = 1000) -> list[Revision]:
+        """The commits that changed it, the latest first, as far as they were not packed away."""
+        return self._session.history_of(self._opened.record, limit)
+
+    def _writing(self, what: str) -> None:
+        self._session.writing(f"array {self.name}: {what}")
 
 
 class Attributes(MutableMapping[str, Any]):
     """JSON values by name. A change belongs to a transaction; a list or dict is a copy: assign it anew to change it."""
 
-    def __init__(self, record: ArrayRecord, writing: Callable[[str], None]) -> None:
-        self._record = record
-        self._writing = writing
+    def __init__(self, opened: OpenArray, session: Session) -> None:
+        self._opened = opened
+        self._session = session
 
     def __getitem__(self, key: str) -> Any:
-        return json.loads(self._record.attrs)[key]
+        return self._values()[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._store({**self, key: value})
 
     def __delitem__(self, key: str) -> None:
-        rest = dict(self)
+        rest = self._values()
         del rest[key]
         self._store(rest)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(json.loads(self._record.attrs))
+        return iter(self._values())
 
     def __len__(self) -> int:
-        return len(json.loads(self._record.attrs))
+        return len(self._values())
 
     def __repr__(self) -> str:
-        return f"Attributes({json.loads(self._record.attrs)!r})"
+        return f"Attributes({self._values()!r})"
+
+    def _values(self) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(self._opened.record.attrs)
+        return values
 
     def _store(self, values: dict[str, Any]) -> None:
-        self._writing(f"array {self._record.name}: set attributes")
-        self._record.attrs = _json(self._record.name, values)
+        record = self._opened.record
+        self._session.writing(f"array {record.name}: set attributes")
+        record.attrs = json_text(record.name, values)
+        self._opened.described = True
 
 
-def _json(name: str, attrs: Mapping[str, Any]) -> str:
+def json_text(name: str, attrs: Mapping[str, Any]) -> str:
+    """Of attributes; raises TypeError for what is no JSON."""
     try:
         return json.dumps(dict(attrs), allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -3,24 +3,18 @@
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from clachan_lake import __version__
+from clachan_lake.cli import creating, keeping
+from clachan_lake.cli.meter import Meter
+from clachan_lake.cli.options import Blobs, Json, Name, Target, TokenFile, open_target, print_items
 from clachan_lake.errors import LakeError
 
-app = typer.Typer(no_args_is_help=True, help="Streams and arrays: serve, ship, list, export, draw, verify.")
-
-Target = Annotated[str, typer.Argument(envvar="CLACHAN_LAKE", help="folder, socket or URL of the lake")]
-Name = Annotated[str, typer.Argument(help="name of the stream or array")]
-TokenFile = Annotated[
-    Path | None, typer.Option("--token-file", envvar="CLACHAN_LAKE_TOKEN_FILE", help="file with the lake's token")
-]
-Blobs = Annotated[Path | None, typer.Option(help="the lake's blob folder, for a socket that does not stand beside it")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+app = typer.Typer(no_args_is_help=True, help="Streams and arrays: serve, ship, list, export, draw, keep.")
 
 
 def main() -> None:
@@ -42,7 +36,7 @@ def _version(wanted: bool) -> None:
 def _options(
     _wanted: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
 ) -> None:
-    """Streams and arrays: serve, ship, list, export, draw, verify."""
+    """Streams and arrays: serve, ship, list, export, draw, keep."""
 
 
 @app.command()
@@ -69,7 +63,7 @@ def ingest(
     from clachan_lake.cli.sending import send_file
 
     sent = [send_file(url, token_file, policy, file) for file in files]
-    _show(sent, as_json, lambda one: f"{one['name']}: {one['bytes']} bytes")
+    print_items(sent, as_json, lambda one: f"{one['name']}: {one['bytes']} bytes")
 
 
 @app.command(name="list")
@@ -77,7 +71,7 @@ def list_(target: Target, token_file: TokenFile = None, blobs: Blobs = None, as_
     """The streams with the state of their transformation, and the arrays."""
     from clachan_lake.cli import showing
 
-    with _open(target, token_file, blobs) as lake:
+    with open_target(target, token_file, blobs) as lake:
         items = showing.everything(lake)
         if as_json:
             print(json.dumps(items))
@@ -90,7 +84,7 @@ def show(target: Target, name: Name, token_file: TokenFile = None, blobs: Blobs 
     """All about the stream and the array of a name."""
     from clachan_lake.cli import showing
 
-    with _open(target, token_file, blobs) as lake:
+    with open_target(target, token_file, blobs) as lake:
         found = showing.one(lake, name)
         print(json.dumps(found, indent=None if as_json else 2, ensure_ascii=as_json))
 
@@ -99,15 +93,16 @@ def show(target: Target, name: Name, token_file: TokenFile = None, blobs: Blobs 
 def export(
     target: Target,
     name: Name,
-    file: Annotated[Path, typer.Argument(help="ends in .npy: the array; in .wav: it as sound; else: the stream")],
+    file: Annotated[Path, typer.Argument(help="*.npy, *.zarr: the array; *.wav: it as sound; else: the stream")],
     token_file: TokenFile = None,
     blobs: Blobs = None,
 ) -> None:
-    """Write a stream or an array to a file, block by block."""
+    """Write a stream or an array to a file or folder, block by block."""
     from clachan_lake.cli.exporting import export as write
 
-    with _open(target, token_file, blobs) as lake:
-        print(f"{file}: {write(lake, name, file)} bytes")
+    with open_target(target, token_file, blobs, read_only=True) as lake, Meter() as meter:
+        size = write(lake, name, file, lambda done, total: meter(name, done, total))
+    print(f"{file}: {size} bytes")
 
 
 @app.command()
@@ -125,37 +120,12 @@ def picture(
     """Draw recordings: waveform and spectrogram. Needs the extra `pictures`."""
     from clachan_lake.cli.showing import draw
 
-    with _open(target, token_file, blobs) as lake:
+    with open_target(target, token_file, blobs) as lake:
         written = draw(lake, names, png, html, title)
-        _show(written, as_json, lambda one: f"{one['name']}: {one['samples']} samples, peak {one['peak_hz']:.1f} Hz")
+        print_items(
+            written, as_json, lambda one: f"{one['name']}: {one['samples']} samples, peak {one['peak_hz']:.1f} Hz"
+        )
 
 
-@app.command()
-def verify(target: Target, blobs: Blobs = None, as_json: Json = False) -> None:
-    """Read every chunk and compare its checksum. Exits with 1 when one does not hold. Not over a URL."""
-    from clachan_lake.cli.showing import verify as find
-
-    with _open(target, None, blobs) as lake:
-        faults = find(lake)
-        _show([{"fault": fault} for fault in faults], as_json, lambda one: str(one["fault"]))
-        if faults:
-            raise typer.Exit(1)
-        if not as_json:
-            print("every checksum holds")
-
-
-def _open(target: str, token_file: Path | None, blobs: Path | None) -> Any:
-    from clachan_lake.opening import open_lake
-    from clachan_lake.settings import read_token
-
-    if not target.startswith(("http://", "https://")) and not Path(target).exists():
-        raise ValueError(f"lake {target}: not there, expected a folder, a socket or a URL")
-    return open_lake(target, token=read_token(token_file) if token_file else None, blobs=blobs)
-
-
-def _show(items: list[dict[str, Any]], as_json: bool, line: Callable[[dict[str, Any]], str]) -> None:
-    if as_json:
-        print(json.dumps(items))
-        return
-    for item in items:
-        print(line(item))
+creating.add_to(app)
+keeping.add_to(app)

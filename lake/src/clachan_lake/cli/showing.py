@@ -10,7 +10,6 @@ from rich.text import Text
 
 from clachan_lake.errors import MissingError
 from clachan_lake.interface import Array, Lake
-from clachan_lake.local import LocalLake
 
 
 def everything(lake: Lake) -> dict[str, list[dict[str, Any]]]:
@@ -87,11 +86,3 @@ def draw(lake: Lake, names: list[str] | None, png: Path | None, html: Path | Non
 
 def _recordings(lake: Lake) -> list[Array]:
     return [array for array in lake.arrays.values() if "rate" in array.attrs and array.ndim == 2]
-
-
-def verify(lake: Lake) -> list[str]:
-    """The faults of every chunk of every stream and array."""
-    if not isinstance(lake, LocalLake):
-        raise ValueError("lake at a URL: cannot be verified, expected its folder or socket")
-    faults = [fault for name in lake.streams for fault in lake.streams[name].verify()]
-    return faults + [fault for name in lake.arrays for fault in lake.arrays[name].verify()]

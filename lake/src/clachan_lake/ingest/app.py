@@ -11,21 +11,19 @@ import asyncio
 import base64
 import binascii
 import hmac
-import shutil
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.requests import ClientDisconnect
 
 from clachan_lake import __version__
-from clachan_lake.errors import ChunkError, LakeError
-from clachan_lake.ingest import reading, refusal
+from clachan_lake.errors import ChunkError, CorruptError, LakeError
+from clachan_lake.ingest import reading, refusal, writing
 from clachan_lake.ingest.committer import Committer, Job, Stored
 from clachan_lake.ingest.config import Config
 from clachan_lake.ingest.refusal import RefusedError
-from clachan_lake.ingest.spool import Spool, too_large
+from clachan_lake.ingest.spool import Spool, check_body, receiving
 from clachan_lake.local import LocalLake
 
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="clachan-lake", Bearer'}
@@ -39,6 +37,7 @@ def application(
     refusal.install(app)
     guard = [Depends(authentication(token))]
     app.include_router(reading.routes(lake), dependencies=guard)
+    app.include_router(writing.routes(config, lake), dependencies=guard)
 
     @app.get("/healthz")
     def healthz() -> Response:
@@ -58,27 +57,23 @@ def application(
         offset: Annotated[int | None, Query(ge=0)] = None,
         final: bool = False,
     ) -> Response:
-        _check_request(config, policy, request)
-        with Spool(config.incoming, config.maximum_body_mib << 20) as spool:
-            try:
-                chunk = await spool.receive(request.stream())
-                if not chunk.length and not final:
-                    raise RefusedError(400, "body: empty, expected bytes, or final=1")
-                job = Job(policy, reference, chunk, chunk_id or clachan_chunk_id, offset, final)
-                return _stored(await asyncio.shield(asyncio.wrap_future(committer.submit(job))))
-            except ClientDisconnect:
-                raise RefusedError(400, "body: cut, expected all of it") from None
-            except OSError as error:
-                if isinstance(error, LakeError):
-                    raise
-                raise RefusedError(507, f"disk: {error.strerror or error}, expected room for the chunk") from error
+        if policy not in config.policies:
+            raise RefusedError(404, f"policy: {policy!r:.80}, expected one of {', '.join(sorted(config.policies))}")
+        check_body(config, request)
+        with receiving(), Spool(config.incoming, config.maximum_body_mib << 20) as spool:
+            chunk = await spool.receive(request.stream())
+            if not chunk.length and not final:
+                raise RefusedError(400, "body: empty, expected bytes, or final=1")
+            job = Job(policy, reference, chunk, chunk_id or clachan_chunk_id, offset, final)
+            return _stored(await asyncio.shield(asyncio.wrap_future(committer.submit(job))))
 
     @app.exception_handler(LakeError)
     async def contradicts(_request: Request, error: LakeError) -> Response:
-        conflict = isinstance(error, ChunkError)
+        conflict, corrupt = isinstance(error, ChunkError), isinstance(error, CorruptError)
         headers = {"Clachan-Stream-Size": str(error.size)} if conflict and error.size is not None else {}  # type: ignore[attr-defined]
-        body = {"code": "conflict" if conflict else "invalid", "message": str(error), "field": None, "hint": None}
-        return JSONResponse({"error": body}, 409 if conflict else 400, headers)
+        status = 409 if conflict else 500 if corrupt else 400
+        body = {"code": refusal.CODES[status], "message": str(error), "field": None, "hint": None}
+        return JSONResponse({"error": body}, status, headers)
 
     return app
 
@@ -106,21 +101,6 @@ def authentication(token: str) -> Callable[[Request], Awaitable[None]]:
             )
 
     return check
-
-
-def _check_request(config: Config, policy: str, request: Request) -> None:
-    """What can be refused before the body is read."""
-    if policy not in config.policies:
-        raise RefusedError(404, f"policy: {policy!r:.80}, expected one of {', '.join(sorted(config.policies))}")
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise RefusedError(415, f"content-encoding: {encoding:.80}, expected identity")
-    length = int(request.headers.get("content-length") or 0)
-    if length > config.maximum_body_mib << 20:
-        raise too_large(length, config.maximum_body_mib << 20)
-    free = shutil.disk_usage(config.folder).free
-    if free - length < config.minimum_free_mib << 20:
-        raise RefusedError(507, f"disk: {free >> 20} MiB free, expected {config.minimum_free_mib} MiB after the chunk")
 
 
 def _stored(stored: Stored) -> Response:

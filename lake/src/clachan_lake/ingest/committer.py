@@ -80,6 +80,9 @@ class Committer(threading.Thread):
                 running = False
             self._commit([job for job in batch if job is not None])
             self._end_idle()
+            if not batch:
+                # what this session could still read no pack may take away
+                self._lake.refresh()
 
     def _take(self, wait: float) -> list[Job | None]:
         batch: list[Job | None] = []
@@ -103,7 +106,7 @@ class Committer(threading.Thread):
                     self._commit([job])
                 return
             log.warning("stream %r: chunk not stored: %r", jobs[0].reference, error)
-            jobs[0].done.set_exception(_cause(error))
+            jobs[0].done.set_exception(cause(error))
             return
         for job, result in zip(jobs, results, strict=True):
             self._answer(job, result)
@@ -176,7 +179,7 @@ class Committer(threading.Thread):
         self._due()
 
 
-def _cause(error: Exception) -> Exception:
+def cause(error: Exception) -> Exception:
     """The disk's error where the storage's side of the socket met it."""
     if isinstance(error, ServerException) and error.args[0] == "builtins.OSError":
         return OSError(*error.args[1])

@@ -1,25 +1,25 @@
 """The routes for readers: lists, bytes of streams with ranges, rows of arrays. Names stand in the query, as they are.
 
-Bytes are sent block by block from one snapshot; nothing is ever whole in memory.
+Bytes are sent block by block from one snapshot; nothing is ever whole in memory. `ingest.streaming` sends them.
 """
 
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from io import BytesIO
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
-from starlette.concurrency import iterate_in_threadpool
 
 from clachan_lake.errors import MissingError
+from clachan_lake.exchange import blocks, dtypes, npy
 from clachan_lake.format import BLOCK
 from clachan_lake.ingest.refusal import RefusedError
+from clachan_lake.ingest.streaming import Streamed
 from clachan_lake.interface import Array
 from clachan_lake.local import LocalLake
 
 T = TypeVar("T")
+ROWS_BYTES = 4 << 20
+"""Of an array, so much is read at once while the part before it is sent."""
 Limit = Annotated[int, Query(ge=1, le=500)]
 
 
@@ -41,13 +41,13 @@ def _add_streams(router: APIRouter, lake: LocalLake) -> None:
     @router.get("/streams/meta")
     def stream(name: str) -> dict[str, Any]:
         with lake.session() as session:
-            described: dict[str, Any] = _get(session.streams, name).describe()
+            described: dict[str, Any] = get(session.streams, name).describe()
             return described
 
     @router.get("/streams/sha256")
     def digest(name: str, size: Annotated[int | None, Query(ge=0)] = None) -> dict[str, Any]:
         with lake.session() as session:
-            found = _get(session.streams, name)
+            found = get(session.streams, name)
             if size is not None and size > found.size:
                 raise RefusedError(400, f"size: {size}, expected at most {found.size}", field="size")
             whole = size is None or size == found.size
@@ -61,13 +61,13 @@ def _add_streams(router: APIRouter, lake: LocalLake) -> None:
     def data(name: str, request: Request) -> Response:
         session = lake.session()
         try:
-            found = _get(session.streams, name)
+            found = get(session.streams, name)
             start, stop = _range(request.headers.get("range"), found.size)
             headers = {"Accept-Ranges": "bytes", "Content-Length": str(stop - start)}
             if partial := "range" in request.headers:
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{found.size}"
             parts = (found.read(at, min(BLOCK, stop - at)) for at in range(start, stop, BLOCK))
-            return _stream(session, parts, 206 if partial else 200, headers)
+            return Streamed(parts, session.close, 206 if partial else 200, headers)
         except BaseException:
             session.close()
             raise
@@ -78,12 +78,22 @@ def _add_arrays(router: APIRouter, lake: LocalLake) -> None:
     def arrays(limit: Limit = 100, cursor: str = "", prefix: str = "") -> dict[str, Any]:
         with lake.session() as session:
             names, following = _page(session.root()["arrays"].keys(min=max(cursor, prefix)), limit, cursor, prefix)
-            return {"items": [_describe(session.arrays[name]) for name in names], "cursor": following}
+            return {"items": [describe(session.arrays[name]) for name in names], "cursor": following}
 
     @router.get("/arrays/meta")
-    def array(name: str) -> dict[str, Any]:
+    def array(name: str, at: str | None = None) -> dict[str, Any]:
+        with _session(lake, at) as session:
+            return {**describe(get(session.arrays, name)), "snapshot": session.tid.hex()}
+
+    @router.get("/arrays/history")
+    def history(name: str, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> dict[str, Any]:
         with lake.session() as session:
-            return _describe(_get(session.arrays, name))
+            found = get(session.arrays, name).history(limit)
+            return {
+                "items": [
+                    {"id": one.id, "time": one.time.isoformat(), "shape": one.shape, "note": one.note} for one in found
+                ]
+            }
 
     @router.get("/arrays/data")
     def rows(
@@ -91,23 +101,41 @@ def _add_arrays(router: APIRouter, lake: LocalLake) -> None:
         start: Annotated[int, Query(ge=0)] = 0,
         stop: Annotated[int | None, Query(ge=0)] = None,
         npy: bool = False,
+        at: str | None = None,
     ) -> Response:
-        """The rows as bytes in C order; with `npy=1` with numpy's header before them."""
-        session = lake.session()
+        """The rows as bytes in the array's order; with `npy=1` with numpy's header before them."""
+        session = _session(lake, at)
         try:
-            found = _get(session.arrays, name)
+            found = get(session.arrays, name)
             end = found.rows if stop is None else stop
             if not start <= end <= found.rows:
                 raise RefusedError(400, f"rows: {start} to {end}, expected inside 0 to {found.rows}", field="stop")
             head = _npy_header(found, end - start) if npy else b""
-            headers = {"Content-Length": str(len(head) + (end - start) * found.row_bytes)}
-            return _stream(session, _row_parts(found, head, start, end), 200, headers)
+            size = len(head) + (end - start) * found.row_bytes
+            parts = _row_parts(found, head, start, end)
+            if size > ROWS_BYTES:
+                return Streamed(parts, session.close, 200, {"Content-Length": str(size)})
+            with session:
+                return Response(b"".join(parts), media_type="application/octet-stream")
         except BaseException:
             session.close()
             raise
 
 
-def _get(mapping: Mapping[str, T], name: str) -> Any:
+def _session(lake: LocalLake, at: str | None) -> LocalLake:
+    """Of now, or of the moment `at`: a commit's id, or a time."""
+    session = lake.session()
+    if at is None:
+        return session
+    with session:
+        try:
+            return session.at(at)
+        except ValueError as error:
+            raise RefusedError(400, str(error), field="at") from None
+
+
+def get(mapping: Mapping[str, T], name: str) -> Any:
+    """Raises RefusedError (404)."""
     try:
         return mapping[name]
     except MissingError as error:
@@ -145,38 +173,29 @@ def _range(header: str | None, size: int) -> tuple[int, int]:
     return start, stop
 
 
-def _stream(session: LocalLake, parts: Iterator[bytes], status: int, headers: dict[str, str]) -> StreamingResponse:
-    async def body() -> AsyncIterator[bytes]:
-        try:
-            async for part in iterate_in_threadpool(parts):
-                yield part
-        finally:
-            session.close()
-
-    return StreamingResponse(body(), status, headers, media_type="application/octet-stream")
-
-
-def _describe(array: Array) -> dict[str, Any]:
+def describe(array: Array) -> dict[str, Any]:
+    """What lists and readers are told of an array."""
     return {
         "name": array.name,
         "shape": list(array.shape),
-        "dtype": np.lib.format.dtype_to_descr(array.dtype),
+        "dtype": dtypes.to_json(array.dtype),
+        "order": array.order,
         "attrs": dict(array.attrs),
         "bytes": array.nbytes,
     }
 
 
 def _npy_header(array: Array, rows: int) -> bytes:
-    out = BytesIO()
-    descr = np.lib.format.dtype_to_descr(array.dtype)
-    shape = (rows, *array.shape[1:]) if array.shape else ()
-    np.lib.format.write_array_header_2_0(out, {"descr": descr, "fortran_order": False, "shape": shape})
-    return out.getvalue()
+    shape = list(array.shape)
+    if shape:
+        shape[array.axis] = rows
+    return npy.header(array.dtype, tuple(shape), array.order)
 
 
-def _row_parts(array: Array, head: bytes, start: int, stop: int) -> Iterator[bytes]:
+def _row_parts(array: Array, head: bytes, start: int, stop: int) -> Iterator[bytes | memoryview]:
     if head:
         yield head
-    step = max(1, BLOCK // max(1, array.row_bytes))
-    for at in range(start, stop, step):
-        yield array.read_rows(at, min(at + step, stop)).tobytes()
+    for _first, rows in blocks.rows_of(array, ROWS_BYTES, start=start, stop=stop):
+        # a copy, made here in a thread: pages of the lake that are not in memory yet must not hold up the event loop,
+        # and what is on its way must not change with the session
+        yield blocks.in_order(rows if rows.flags.owndata else rows.copy("K"), array.order)

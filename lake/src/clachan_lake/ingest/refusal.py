@@ -16,6 +16,8 @@ CODES = {
     405: "invalid",
     408: "timeout",
     409: "conflict",
+    411: "invalid",
+    412: "conflict",
     413: "too_large",
     415: "invalid",
     416: "invalid",

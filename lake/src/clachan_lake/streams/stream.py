@@ -15,6 +15,7 @@ from zlib import crc32
 
 from BTrees.OOBTree import OOTreeSet
 from ZODB.blob import Blob
+from ZODB.interfaces import IBlobStorage
 from ZODB.POSException import POSKeyError
 from ZODB.utils import mktemp
 
@@ -119,10 +120,10 @@ def describe(record: StreamRecord) -> dict[str, Any]:
 
 
 def _store(record: StreamRecord, chunk: Chunk) -> Any:
-    if chunk.length <= PIECE_BYTES:
+    jar = record._p_jar
+    if chunk.length <= PIECE_BYTES or not IBlobStorage.providedBy(jar.db().storage):
         return Piece(chunk.source if isinstance(chunk.source, bytes) else chunk.source.read_bytes())
     blob = Blob()
-    jar = record._p_jar
     jar.add(blob)
     if isinstance(chunk.source, bytes):
         with blob.open("w") as file:
@@ -142,7 +143,7 @@ def _read_block(record: StreamRecord, start: int, block: int) -> bytes:
     what = f"stream {record.name}, chunk at {start}"
     try:
         if isinstance(body, Piece):
-            data: bytes = body.data
+            data: bytes = body.data[block * BLOCK : block * BLOCK + size]
         else:
             with body.open("r") as file:
                 file.seek(block * BLOCK)
