@@ -270,3 +270,13 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "a token of 5 characters, expected at least 8" in done.stderr
+
+
+def test_a_socket_needs_the_lakes_own_blob_folder(own_server: Server, tmp_path: Path) -> None:
+    own_server.start()
+    (tmp_path / "empty").mkdir()
+    for wrong in (None, tmp_path / "empty", tmp_path / "none"):
+        with pytest.raises(FileNotFoundError, match="blob folder: not the lake's, expected it beside the socket"):
+            open_lake(own_server.socket, blobs=wrong)
+    with open_lake(own_server.socket, blobs=own_server.folder / "blobs") as lake:
+        assert list(lake.arrays) == []

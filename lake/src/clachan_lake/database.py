@@ -117,7 +117,11 @@ def socket_address(socket: Path) -> str:
 
 
 def join(socket: Path, blobs: Path, wait_seconds: float) -> LakeClient:
-    """Become a client of the process that owns the lake; the blob folder is shared. Raises RemoteError."""
+    """Become a client of the process that owns the lake; the blob folder is shared. Raises RemoteError, OSError."""
+    if not (blobs / ".layout").exists():
+        raise FileNotFoundError(
+            errno.ENOENT, "blob folder: not the lake's, expected it beside the socket, or named by `blobs`", str(blobs)
+        )
     try:
         return LakeClient(
             socket_address(socket),
