@@ -221,11 +221,11 @@ def forced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("machine", [ArrayMachine, FortranMachine])
 @pytest.mark.usefixtures("forced")
 def test_sessions_do_as_numpy(machine: type[RuleBasedStateMachine]) -> None:
-    run(machine, 12)
+    run(machine, 25)
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("machine", [ArrayMachine, FortranMachine])
 @pytest.mark.usefixtures("forced")
 def test_sessions_do_as_numpy_for_long(machine: type[RuleBasedStateMachine]) -> None:
-    run(machine, 120)
+    run(machine, 200)

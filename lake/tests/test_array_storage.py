@@ -68,6 +68,28 @@ def test_chunks_that_are_written_together_share_a_file(lake: LocalLake, tmp_path
     assert [path.stat().st_size for path in blobs(tmp_path / "lake")] == [100 * CHUNK, 2 * CHUNK]
 
 
+def test_blocks_of_one_transaction_go_on_in_one_file(lake: LocalLake, tmp_path: Path) -> None:
+    values = np.zeros(80 * CHUNK, "u1")
+    wrong = np.array(["1"] * (4 * CHUNK - 1) + ["x"])
+    with lake.transaction():
+        array = lake.arrays.create("a", values.shape, "u1", chunk_bytes=CHUNK)
+        for start in range(0, 40 * CHUNK, 4 * CHUNK):
+            values[start : start + 4 * CHUNK] = array[start : start + 4 * CHUNK] = start // CHUNK + 1
+        with pytest.raises(ValueError, match="invalid literal"):
+            array[40 * CHUNK : 44 * CHUNK] = wrong
+        np.testing.assert_array_equal(array[:], values)
+        values[40 * CHUNK : 44 * CHUNK] = array[40 * CHUNK : 44 * CHUNK] = 7
+    assert [path.stat().st_size for path in blobs(tmp_path / "lake")] == [44 * CHUNK]
+    np.testing.assert_array_equal(array[:], values)
+    assert array.verify() == []
+    with lake.transaction():
+        rows = lake.arrays.create("b", (0,), "u1", chunk_bytes=CHUNK)
+        for _block in range(10):
+            rows.append(values[: 4 * CHUNK])
+    assert sorted(path.stat().st_size for path in blobs(tmp_path / "lake")) == [40 * CHUNK, 44 * CHUNK]
+    np.testing.assert_array_equal(rows[:], np.tile(values[: 4 * CHUNK], 10))
+
+
 def test_small_appends_write_no_chunk_until_there_is_one(lake: LocalLake, tmp_path: Path) -> None:
     rows = np.arange(300 * 1024, dtype="<u8")
     with lake.transaction():

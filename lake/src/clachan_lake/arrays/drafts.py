@@ -41,9 +41,12 @@ class Draft:
     def __init__(self, folder: Path) -> None:
         number, name = tempfile.mkstemp(prefix="draft-", dir=folder)
         self.file, self.path = number, Path(name)
+        self.size = 0
 
     def write(self, data: Bytes, offset: int) -> None:
         """Every byte is written before it is mapped: a full disk is an error here, and no signal at a store."""
+        if self.file < 0:
+            self.file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         write_all(self.file, data, offset)
 
     def close(self) -> None:
@@ -128,41 +131,52 @@ class Writer:
         return self.clones
 
 
-def runs(numbers: list[int], size: Callable[[int], int]) -> list[list[int]]:
-    """Sorted numbers in lists of consecutive ones, of at most `EXTENT_BYTES` together."""
+def runs(numbers: list[int], size: Callable[[int], int], first: int = EXTENT_BYTES) -> list[list[int]]:
+    """Sorted numbers in lists of consecutive ones, of at most `EXTENT_BYTES` together, in the first list `first`."""
     found: list[list[int]] = []
     room = 0
     for number in numbers:
         if not found or found[-1][-1] != number - 1 or room < size(number):
+            room = EXTENT_BYTES if found else first
             found.append([])
-            room = EXTENT_BYTES
         found[-1].append(number)
         room -= size(number)
     return found
 
 
+Placed = list[tuple[Draft, int]]
+"""Of each span, the draft and where in it the span begins."""
+
+
 def draft_blocks(
-    folder: Path, spans: list[tuple[int, int]], blocks: Iterable[Bytes], at: int
-) -> tuple[list[Draft], list[tuple[int, Bytes]]]:
+    folder: Path, spans: list[tuple[int, int]], blocks: Iterable[Bytes], at: int, known: Draft | None
+) -> tuple[Placed, list[tuple[int, Bytes]]]:
     """Drafts of these spans of positions, which follow each other, and what is in none of them as (position, bytes).
-    The blocks lie behind each other from position `at` on. No draft is left when it raises."""
-    drafts: list[Draft] = []
+    The blocks lie behind each other from position `at` on. The first span goes on in the draft `known`, if that is
+    given. When it raises, no new draft is left, and `known` is as it was."""
+    placed: Placed = [] if known is None else [(known, known.size)]
     rest: list[tuple[int, Bytes]] = []
     try:
-        drafts.extend(Draft(folder) for _span in spans)
+        placed.extend((Draft(folder), 0) for _span in spans[len(placed) :])
         for block in blocks:
-            for (low, high), draft in zip(spans, drafts, strict=True):
+            for (low, high), (draft, offset) in zip(spans, placed, strict=True):
                 if len(part := _within(block, at, low, high)):
-                    draft.write(part, max(at, low) - low)
+                    draft.write(part, offset + max(at, low) - low)
             for low, high in ((0, spans[0][0]), (spans[-1][1], at + len(block))):
                 if len(part := _within(block, at, low, high)):
                     rest.append((max(at, low), part.copy()))
             at += len(block)
     except BaseException:
-        for draft in drafts:
-            draft.discard()
+        for draft, _offset in placed:
+            if draft is known:
+                draft.close()
+                os.truncate(draft.path, draft.size)
+            else:
+                draft.discard()
         raise
-    return drafts, rest
+    for (low, high), (draft, offset) in zip(spans, placed, strict=True):
+        draft.size = offset + high - low
+    return placed, rest
 
 
 def _within(block: Bytes, at: int, low: int, high: int) -> Bytes:

@@ -33,6 +33,7 @@ def flush(array: OpenArray) -> bool:
     array.region.sync(array.touched)
     array.drafts, array.rewritten = [], set()
     array.handed_out = False
+    array.region.settle()
     return True
 
 

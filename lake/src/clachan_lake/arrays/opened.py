@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clachan_lake.arrays.drafts import Bytes, Draft, Writer, draft_blocks, runs
+from clachan_lake.arrays.drafts import EXTENT_BYTES, Bytes, Draft, Writer, draft_blocks, runs
 from clachan_lake.arrays.region import Region
 from clachan_lake.arrays.table import Table
 from clachan_lake.errors import LakeError
@@ -134,15 +134,24 @@ class OpenArray:
         self.region.reserve(high)
         for a, b in edges:
             self.region.ensure(a, b)
-        groups = [range(run[0], run[-1] + 1) for run in runs(inside, self.table.grid.size)]
+        known = self._continued(inside[0])
+        room = EXTENT_BYTES - (known.size if known else 0)
+        groups = [range(run[0], run[-1] + 1) for run in runs(inside, self.table.grid.size, room)]
         spans = [(self.table.grid.start(group.start), self.table.grid.stop(group.stop - 1)) for group in groups]
-        drafts, rest = draft_blocks(self.writer.folder, spans, self._blocks(values), low)
-        self.drafts += drafts
-        for numbers, draft in zip(groups, drafts, strict=True):
-            self._attach(numbers, draft)
+        placed, rest = draft_blocks(self.writer.folder, spans, self._blocks(values), low, known)
+        self.drafts += [draft for draft, _offset in placed if draft is not known]
+        for numbers, (draft, offset) in zip(groups, placed, strict=True):
+            self._attach(numbers, draft, offset)
         for at, data in rest:
             self.handed_out = True
             self.region.view(at, at + len(data), True)[:] = data
+
+    def _continued(self, number: int) -> Draft | None:
+        """The last draft, when this chunk comes right behind its end: one long file is read faster than many."""
+        draft, offset = self.region.drafts.get(number - 1, (None, 0))
+        if draft is None or draft is not self.drafts[-1] or offset + self.table.grid.size(number - 1) != draft.size:
+            return None
+        return draft if draft.size + self.table.grid.size(number) <= EXTENT_BYTES else None
 
     def _is_consecutive(self, numbers: list[int]) -> bool:
         return numbers[-1] - numbers[0] + 1 == len(numbers)
@@ -178,8 +187,8 @@ class OpenArray:
         for block in blocks:
             yield np.ascontiguousarray(block).view(np.uint8)
 
-    def _attach(self, numbers: range, draft: Draft) -> None:
-        self.region.attach(numbers, draft, 0)
+    def _attach(self, numbers: range, draft: Draft, offset: int) -> None:
+        self.region.attach(numbers, draft, offset)
         # the mapping stays; a transaction may have more drafts than a process open files
         draft.close()
         self.touched.update(numbers)
@@ -285,6 +294,7 @@ class OpenArray:
         self._all = {}
         self.region.sync(self.touched | self.rewritten | self.region.drafts.keys())
         self.drafts, self.rewritten, self.touched = [], set(), set()
+        self.region.settle()
         self.handed_out = self.whole = self.wrote = self.appended = self.described = False
 
     def stray(self) -> int:

@@ -24,6 +24,7 @@ from clachan_lake.arrays.table import Part, Table
 from clachan_lake.errors import CorruptError, MappingError
 from clachan_lake.format import LEAF
 
+LENT = 256
 ROOM = 64 << 30
 GROWTH = 4
 ALIGNMENT = 2 << 20
@@ -33,14 +34,15 @@ ALIGNMENT = 2 << 20
 class _Span:
     """What numpy makes a view of; it keeps the region."""
 
-    __slots__ = ("__array_interface__", "__weakref__", "lease", "region")
+    __slots__ = ("__array_interface__", "__weakref__", "lease", "range", "region")
 
-    def __init__(self, region: "Region", address: int, length: int, writable: bool) -> None:
+    def __init__(self, region: "Region", low: int, high: int, writable: bool) -> None:
         self.region = region
+        self.range = low, high
         self.lease = region.lease
         self.__array_interface__ = {
-            "data": (address, not writable),
-            "shape": (length,),
+            "data": (region.base + low, not writable),
+            "shape": (high - low,),
             "typestr": "|u1",
             "version": 3,
         }
@@ -66,6 +68,7 @@ class Region:
         """Chunks to be compared with the table at the next boundary, as at the last one something went wrong."""
         self._spans: weakref.WeakSet[_Span] = weakref.WeakSet()
         self._writable: weakref.WeakSet[_Span] = weakref.WeakSet()
+        self._lent: list[tuple[int, int]] = []
         self._free: weakref.finalize[..., Region] | None = None
         self.lease: object = None
         """What keeps the mapped files' bytes from being packed away: each view has it, also when the lake is closed."""
@@ -81,10 +84,13 @@ class Region:
 
     def raw(self, low: int, high: int, writable: bool) -> Bytes:
         """As `view`, of what is mapped already."""
-        span = _Span(self, self.base + low, high - low, writable)
+        span = _Span(self, low, high, writable)
         self._spans.add(span)
         if writable:
             self._writable.add(span)
+            self._lent.append((low, high))
+            if len(self._lent) > LENT:
+                self._lent = [(min(low for low, _ in self._lent), max(high for _, high in self._lent))]
         return np.asarray(span)
 
     @property
@@ -360,17 +366,30 @@ class Region:
     def written(self) -> list[tuple[int, int]]:
         """The ranges of positions (whole pages) that were stored to and are in no draft."""
         found: list[tuple[int, int]] = []
-        for low, high in self._mapped_ranges():
+        for low, high in self._stored_to():
             for first, stop in self._method.written(self.base + low, self.base + high):
                 found.append((first - self.base, stop - self.base))
         return found
 
-    def _mapped_ranges(self) -> Iterator[tuple[int, int]]:
-        at = 0
-        while (first := self._mapped.find(1, at)) >= 0:
-            stop = self._mapped.find(0, first)
-            at = len(self._mapped) if stop < 0 else stop
-            yield self.grid.start(first), self.grid.stop(at - 1)
+    def settle(self) -> None:
+        """What was stored until now is committed or forgotten; only the views that are still there can store more."""
+        self._lent = []
+
+    def _stored_to(self) -> Iterator[tuple[int, int]]:
+        """The ranges (whole pages, in order, apart) of all views that could be stored to: the kernel looks at each
+        page of them, and at no others."""
+        ranges = sorted([*self._lent, *(span.range for span in self._writable)])
+        last = (0, 0)
+        for low, high in ranges:
+            first, stop = low // pages.PAGE * pages.PAGE, pages.up(high)
+            if first > last[1]:
+                if last[1]:
+                    yield last
+                last = first, stop
+            else:
+                last = last[0], max(last[1], stop)
+        if last[1]:
+            yield last
 
     def drop(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Forget the stores in these ranges."""
