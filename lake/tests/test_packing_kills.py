@@ -197,6 +197,7 @@ def test_the_owner_is_killed_while_it_packs(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_server_is_killed_while_a_client_packs(own_server: Server) -> None:
     chance, reader, told = random.Random(12), None, 0
@@ -235,6 +236,7 @@ def test_the_server_is_killed_while_a_client_packs(own_server: Server) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_backup_is_killed_while_the_owner_writes_and_packs(tmp_path: Path) -> None:
     chance, folder, target, told = random.Random(13), tmp_path / "lake", tmp_path / "backup", 0
