@@ -13,11 +13,18 @@ from testbed.lab import Lab
 SCENARIOS = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
 WITHOUT_GUESTS = {"node"}
 """The others build images or boot guests."""
+LONG = {"cluster"}
+"""For these CI has no time: `./dev heavy --long`."""
 EXAMPLE = ROOT / "docs/molecule/banner"
 
 
 def _scenarios() -> list[object]:
-    return [pytest.param(name, marks=() if name in WITHOUT_GUESTS else pytest.mark.guest) for name in SCENARIOS]
+    return [pytest.param(name, marks=_marks(name)) for name in SCENARIOS]
+
+
+def _marks(scenario: str) -> list[pytest.MarkDecorator]:
+    guests = [] if scenario in WITHOUT_GUESTS else [pytest.mark.guest]
+    return [*guests, pytest.mark.long] if scenario in LONG else guests
 
 
 def _obstacle(scenario: str) -> str | None:
