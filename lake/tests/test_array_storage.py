@@ -146,6 +146,34 @@ def test_stores_outside_a_transaction_are_told_of(lake: LocalLake) -> None:
     assert np.flatnonzero(array[:]).tolist() == [4]
 
 
+def test_stores_through_a_view_that_is_gone_are_kept(tmp_path: Path) -> None:
+    """One that was taken before the savepoint, or in the transaction before."""
+    with open_lake(tmp_path / "lake") as lake:
+        with lake.transaction():
+            view = lake.arrays.create("a", 5, "u1")[:]
+        with lake.transaction():
+            view[0] = 1
+            del view
+        with lake.transaction():
+            view = lake.arrays["a"][:]
+            view[1] = 2
+            lake.savepoint()
+            view[2] = 3
+            del view
+    with open_lake(tmp_path / "lake") as lake:
+        assert lake.arrays["a"][:].tolist() == [1, 2, 3, 0, 0]
+
+
+def test_a_store_outside_a_transaction_is_told_of_when_its_view_is_gone(lake: LocalLake) -> None:
+    with lake.transaction():
+        kept = lake.arrays.create("a", 100, "u1")[:]
+    kept[3] = 9
+    del kept
+    with pytest.raises(TransactionError, match="array a: 4096 bytes of pages stored through a view outside"):
+        lake.refresh()
+    assert not lake.arrays["a"][:].any()
+
+
 def test_the_past_is_there(lake: LocalLake) -> None:
     with lake.transaction("begun"):
         array = lake.arrays.create("a", (2,), "i4", units="V")

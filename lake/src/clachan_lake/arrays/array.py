@@ -177,8 +177,10 @@ class LocalArray(Array):
             values = values[0]
         self._opened.overwrite(start, stop, np.broadcast_to(values, shape))
 
-    def append(self, rows: npt.ArrayLike) -> None:
+    def append(self, rows: npt.ArrayLike, *, alone: bool = False) -> None:
+        """As `Array.append`. What others append at the same time comes before it, or with `alone` is a conflict."""
         self._writing("append")
+        self._opened.whole |= alone
         self._opened.append(new_rows(self, rows))
 
     def resize(self, *shape: Any) -> None:

@@ -32,7 +32,6 @@ def flush(array: OpenArray) -> bool:
     array.region.drop(written)
     array.region.sync(array.touched)
     array.drafts, array.rewritten = [], set()
-    array.handed_out = False
     array.region.settle()
     return True
 

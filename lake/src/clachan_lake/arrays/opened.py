@@ -37,8 +37,6 @@ class OpenArray:
         """Chunks to be written whatever the kernel says of their pages."""
         self.touched: set[int] = set()
         """Chunks whose mapping or entry this transaction changed."""
-        self.handed_out = False
-        """A view that can be stored to was given out in this transaction."""
         self.whole = False
         self.wrote = False
         self.appended = False
@@ -84,7 +82,6 @@ class OpenArray:
         it cannot be mapped."""
         found = self._all.get(writable)
         if found is not None and found.shape == self.record.state.shape:
-            self.handed_out |= writable
             return found
         self._uses += 1
         if self._uses != USES:
@@ -102,7 +99,6 @@ class OpenArray:
         """The rows start <= i < stop of the growing axis: a numpy array onto the mapped bytes."""
         low, high = start * self.row_bytes, stop * self.row_bytes
         raw = self.region.view(low, high, writable)
-        self.handed_out |= writable
         return self._shaped(raw, stop - start, writable)
 
     def _shaped(self, raw: Bytes, count: int, writable: bool) -> AnyArray:
@@ -143,7 +139,6 @@ class OpenArray:
         for numbers, (draft, offset) in zip(groups, placed, strict=True):
             self._attach(numbers, draft, offset)
         for at, data in rest:
-            self.handed_out = True
             self.region.view(at, at + len(data), True)[:] = data
 
     def _continued(self, number: int) -> Draft | None:
@@ -245,7 +240,6 @@ class OpenArray:
         if count and grid.stop(count - 1) > length:
             rest = self.region.view(length, min(grid.stop(count - 1), before), True)
             if rest.any():
-                self.handed_out = True
                 rest[:] = 0
                 self.rewritten.add(count - 1)
                 self.touched.add(count - 1)
@@ -268,19 +262,12 @@ class OpenArray:
     def is_touched(self) -> bool:
         """Whether there may be something to commit."""
         return (
-            self.handed_out
-            or self.region.is_written_to
-            or self.whole
-            or self.appended
-            or self.described
-            or bool(self.drafts or self.rewritten)
+            self.region.is_lent or self.whole or self.appended or self.described or bool(self.drafts or self.rewritten)
         )
 
     def written(self) -> list[tuple[int, int]]:
         """Ranges of positions that were stored to."""
-        if not self.region.size or not (self.handed_out or self.region.is_written_to):
-            return []
-        return self.region.written()
+        return self.region.written() if self.region.size else []
 
     def discard(self) -> None:
         """After an abort, or a return to a savepoint: what the record says now is what is there."""
@@ -295,13 +282,12 @@ class OpenArray:
         self.region.sync(self.touched | self.rewritten | self.region.drafts.keys())
         self.drafts, self.rewritten, self.touched = [], set(), set()
         self.region.settle()
-        self.handed_out = self.whole = self.wrote = self.appended = self.described = False
+        self.whole = self.wrote = self.appended = self.described = False
 
     def stray(self) -> int:
         """Bytes (whole pages) that were stored outside a transaction, through a view that was kept; forgets them."""
         self._all.pop(True, None)
-        if not self.region.is_written_to or not self.region.size:
-            return 0
-        ranges = self.region.written()
+        ranges = self.written()
         self.region.drop(ranges)
+        self.region.settle()
         return sum(high - low for low, high in ranges)

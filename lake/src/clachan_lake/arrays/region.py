@@ -99,9 +99,9 @@ class Region:
         return bool(self._spans)
 
     @property
-    def is_written_to(self) -> bool:
-        """Whether somebody has a view that can be stored to."""
-        return bool(self._writable)
+    def is_lent(self) -> bool:
+        """Whether somebody has, or since the last `settle` had, a view that can be stored to."""
+        return bool(self._lent)
 
     def overlaps(self, array: npt.NDArray[Any]) -> bool:
         """Whether some of the array lies in this range."""
@@ -150,13 +150,13 @@ class Region:
 
     # -- mapping
 
-    def ensure(self, low: int, high: int, but: range = range(0)) -> None:
-        """Map what is not mapped yet of the chunks that low <= position < high touches, but for the chunks `but`."""
+    def ensure(self, low: int, high: int) -> None:
+        """Map what is not mapped yet of the chunks that low <= position < high touches."""
         self.reserve(high)
         numbers = self.grid.spanned(low, high)
         if 0 not in self._mapped[numbers.start : numbers.stop]:
             return
-        for first, stop in self._unmapped(numbers, but):
+        for first, stop in self._unmapped(numbers):
             self._zeros(first, stop)
             self._mapped[first:stop] = b"\1" * (stop - first)
             try:
@@ -168,7 +168,7 @@ class Region:
                 raise
         self._remember(numbers)
 
-    def _unmapped(self, numbers: range, but: range) -> Iterator[tuple[int, int]]:
+    def _unmapped(self, numbers: range) -> Iterator[tuple[int, int]]:
         at = numbers.start
         while at < numbers.stop:
             first = self._mapped.find(0, at, numbers.stop)
@@ -176,12 +176,7 @@ class Region:
                 return
             stop = self._mapped.find(1, first, numbers.stop)
             at = numbers.stop if stop < 0 else stop
-            if but and first < but.stop and at > but.start:
-                if first < but.start:
-                    yield first, but.start
-                first = but.stop
-            if first < at:
-                yield first, at
+            yield first, at
 
     def _forget(self, numbers: Iterable[int]) -> None:
         """What is mapped in these chunks is not what the table says."""
@@ -372,15 +367,15 @@ class Region:
         return found
 
     def settle(self) -> None:
-        """What was stored until now is committed or forgotten; only the views that are still there can store more."""
-        self._lent = []
+        """What was stored until now is committed or forgotten; only the views that are still there can store more, also
+        when they are gone before anyone asks."""
+        self._lent = [span.range for span in self._writable]
 
     def _stored_to(self) -> Iterator[tuple[int, int]]:
         """The ranges (whole pages, in order, apart) of all views that could be stored to: the kernel looks at each
         page of them, and at no others."""
-        ranges = sorted([*self._lent, *(span.range for span in self._writable)])
         last = (0, 0)
-        for low, high in ranges:
+        for low, high in sorted(self._lent):
             first, stop = low // pages.PAGE * pages.PAGE, pages.up(high)
             if first > last[1]:
                 if last[1]:

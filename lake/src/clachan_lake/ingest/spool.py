@@ -46,8 +46,7 @@ class Spool:
     ) -> bytes | Path:
         """The bytes, or the file that holds them, which is not synced; raises as `receive` does."""
         while (data := await self._next(body)) is not None:
-            if seen is not None:
-                seen(data)
+            seen(data)
             self._length += len(data)
             if self._length > self._limit:
                 raise too_large(self._length, self._limit)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.concurrency import run_in_threadpool
 from ZODB.POSException import ConflictError
 
+from clachan_lake.arrays.array import LocalArray
 from clachan_lake.errors import LakeError
 from clachan_lake.exchange import dtypes
 from clachan_lake.ingest.committer import ATTEMPTS, cause
@@ -256,14 +257,12 @@ def _check_after(array: Array, after: int | None) -> None:
 
 
 def _append(lake: LocalLake, name: str, rows: int, after: int | None, source: bytes | Path) -> None:
-    array = get(lake.arrays, name)
+    array: LocalArray = get(lake.arrays, name)
     _check_length(array, rows, source.stat().st_size if isinstance(source, Path) else len(source))
     _check_after(array, after)
-    if after is not None:
-        # appends at the same time are merged: with a place for its rows, this one must be alone
-        array._opened.whole = True
     if rows:
-        array.append(_shaped(array, rows, source))
+        # appends at the same time are merged: with a place for its rows, this one must be alone
+        array.append(_shaped(array, rows, source), alone=after is not None)
 
 
 def _shaped(array: Array, rows: int, source: bytes | Path) -> AnyArray:
