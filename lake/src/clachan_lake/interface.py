@@ -6,13 +6,13 @@ when the block ends and changes nothing when it raises.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from math import prod
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -129,6 +129,14 @@ class Array(ABC):
         """Of its values: the attribute `units`."""
         found = self.attrs.get("units")
         return None if found is None else str(found)
+
+    @units.setter
+    def units(self, units: str | None) -> None:
+        attrs = cast("MutableMapping[str, Any]", self.attrs)
+        if units is None:
+            attrs.pop("units", None)
+        else:
+            attrs["units"] = units
 
     def blocks(self, size: int = 16 << 20) -> Iterator[tuple[int, AnyArray]]:
         """The array in order, as (first row, rows) of about `size` bytes: for what is larger than memory."""

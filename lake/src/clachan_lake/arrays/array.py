@@ -142,17 +142,6 @@ class LocalArray(Array):
     def attrs(self) -> "Attributes":
         return Attributes(self._opened, self._session)
 
-    @property
-    def units(self) -> str | None:
-        return super().units
-
-    @units.setter
-    def units(self, units: str | None) -> None:
-        if units is None:
-            self.attrs.pop("units", None)
-        else:
-            self.attrs["units"] = units
-
     def __getitem__(self, key: Any) -> Any:
         whole = self._opened.everything(self._session.active)
         return super().__getitem__(key) if whole is None else whole[key]

@@ -57,17 +57,6 @@ class MemoryArray(Array):
     def attrs(self) -> "MemoryAttributes":
         return self._attrs
 
-    @property
-    def units(self) -> str | None:
-        return super().units
-
-    @units.setter
-    def units(self, units: str | None) -> None:
-        if units is None:
-            self.attrs.pop("units", None)
-        else:
-            self.attrs["units"] = units
-
     def read_rows(self, start: int, stop: int) -> AnyArray:
         shape = (*self.shape[: self.axis], stop - start, *self.shape[self.axis + 1 :]) if self.shape else ()
         offset = start * self.row_bytes
