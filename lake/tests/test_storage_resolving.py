@@ -67,16 +67,16 @@ def test_names_that_two_sessions_add_are_both_there(two: tuple[Session, Session]
     other.begin()
     one.begin()
     one.root["arrays"]["x1"] = Piece(b"1")
-    one.root["pending"].add("p1")
+    one.root["due"].add("p1")
     other.root["arrays"]["x2"] = Piece(b"2")
-    other.root["pending"].add("p2")
+    other.root["due"].add("p2")
     one.commit()
     other.commit()
     for session in two:
         session.begin()
         assert len(session.root["arrays"]) == count + 2
         assert [session.root["arrays"][name].data for name in ("x1", "x2")] == [b"1", b"2"]
-        assert sorted(session.root["pending"]) == ["p1", "p2"]
+        assert sorted(session.root["due"]) == ["p1", "p2"]
         session.root["arrays"]._check()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ZODB
-from BTrees.OOBTree import OOBTree, OOTreeSet
+from BTrees.OOBTree import OOBTree
 from transaction import TransactionManager
 from zc.lockfile import LockError  # type: ignore[import-untyped]
 from ZEO.ClientStorage import ClientStorage
@@ -21,6 +21,7 @@ from ZODB.interfaces import IBlobStorage
 from ZODB.POSException import ConflictError
 from ZODB.utils import z64
 
+from clachan_lake import migration
 from clachan_lake.errors import CorruptError, FormatError, LakeBusyError, RemoteError
 from clachan_lake.format import FORMAT, admit
 from clachan_lake.storage import layout
@@ -149,7 +150,14 @@ def database(storage: Any) -> ZODB.DB:
     db = None
     try:
         with getattr(storage, "making", nullcontext)():
-            db = ZODB.DB(storage, class_factory=admit, cache_size=2000, cache_size_bytes=CACHE_BYTES, pool_size=16)
+            db = ZODB.DB(
+                storage,
+                class_factory=admit,
+                cache_size=2000,
+                cache_size_bytes=CACHE_BYTES,
+                pool_size=16,
+                historical_pool_size=16,
+            )
             _prepare_root(db)
     except BaseException:
         (db or storage).close()
@@ -180,11 +188,10 @@ def _prepare_root(db: ZODB.DB) -> None:
 
 def _fill(root: Any) -> None:
     if "format" not in root:
-        root.update(format=FORMAT, streams=OOBTree(), arrays=OOBTree(), pending=OOTreeSet())
-    if root["format"] == layout.OLDEST:
-        from clachan_lake.arrays.migration import migrate
-
-        migrate(root)
+        root.update(format=FORMAT, streams=OOBTree(), arrays=OOBTree())
+        migration.add_trees(root)
+    if root["format"] in range(layout.OLDEST, FORMAT):
+        migration.migrate(root)
         root["format"] = FORMAT
 
 

@@ -44,6 +44,14 @@ class ChunkError(LakeError, ValueError):
         self.size = size
 
 
+class TruncatedError(LakeError, LookupError):
+    """Bytes of a stream that are not kept any more; `start` is the first position that is."""
+
+    def __init__(self, message: str, start: int) -> None:
+        super().__init__(message)
+        self.start = start
+
+
 class CorruptError(LakeError, OSError):
     """A chunk on disk whose checksum does not hold, or whose file is missing."""
 
@@ -67,3 +75,19 @@ class RemoteError(LakeError, ConnectionError):
 
 class RequestError(RemoteError, ValueError):
     """The lake's server refused what was asked of it: a wrong value, or more than it takes."""
+
+
+class JobError(LakeError, RuntimeError):
+    """A job that ended without a result; `state` says how."""
+
+    def __init__(self, message: str, state: str) -> None:
+        super().__init__(message)
+        self.state = state
+
+
+class UntrustedError(LakeError, ValueError):
+    """A result that runs code when it is opened; nobody said that he trusts it."""
+
+
+class LateError(LakeError, ValueError):
+    """What was said of a job by one who does not have it any more."""

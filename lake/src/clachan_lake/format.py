@@ -1,28 +1,50 @@
-"""What is on disk, format 2.
+"""What is on disk, format 3.
 
 A lake is a folder:
 
-    format.json   {"clachan_lake": 2}: a reader refuses a greater number; format 1 is migrated (`arrays.migration`)
+    format.json   {"clachan_lake": 3}: a reader refuses a greater number; formats 1 and 2 are migrated (`database`)
     data.fs       ZODB FileStorage: the records below (data.fs.index, .lock, .tmp belong to it; .index can be deleted)
     blobs/        ZODB blobs, layout `bushy`: 0xHH/.../0xHH/0xSSSSSSSSSSSSSSSS.blob, one file per revision, immutable
     incoming/     bodies that are being received; emptied whenever the folder's owner starts
 
-The database's root maps "format" -> 2, "streams" and "arrays" -> OOBTree of name -> record, "pending" -> OOTreeSet of
-the names of the ended streams whose transformation is due. Names are text (`names.check_name`).
+The database's root maps "format" -> 3 and
 
-StreamRecord: append-only bytes, `size` of them in `count` chunks. `chunks` is a LOBTree: position of the
-chunk's first byte -> tuple
+    "streams", "arrays"                               -> OOBTree: name -> StreamRecord, ArrayRecord
+    "policies", "transformations", "tokens", "jobs"   -> OOBTree: name or id -> Document (of jobs, other keys of theirs
+                                                         too: `jobs.document`)
+    "positions"                                       -> OOBTree: (kind, source, transformation) -> Document: how far a
+                                                         transformation is with a source; kind is stream or array
+    "due"                                             -> OOTreeSet: those keys whose stream has something new for it
+    "dead"                                            -> LOBTree: number -> Document: dead letters
+
+Names are text (`names.check_name`); those that begin with `~` are the lake's own.
+
+Document: `text` is a JSON object with sorted keys, whose form the module says that makes it; `body` is None, or bytes
+beside it in a Blob or a Piece; `revision` counts its contents from 1; `created` and `modified` are milliseconds since
+1970 in UTC.
+
+StreamRecord: append-only bytes, `size` of them in `count` chunks, of which those before `start` are no longer kept.
+`chunks` is a LOBTree: position of the chunk's first byte -> tuple
 
     (length, sha256, checksums, milliseconds, body)
 
-where sha256 is the digest (32 bytes) of the chunk's bytes; checksums is the CRC-32 (zlib) of each `BLOCK` (1 MiB) of
-the chunk from its start, 4 bytes little endian each; milliseconds is when it was appended, since 1970 in UTC; body is
-a Blob, or a Piece (bytes inside the database) for at most `PIECE_BYTES`. An empty chunk is never stored. `ids` is an
-OOBTree: chunk id -> (position, length, sha256).
+where sha256 is the digest (32 bytes) of the chunk's bytes, or b"" of one that came without an id; checksums is the
+CRC-32 (zlib) of each `BLOCK` (1 MiB) of the chunk from its start, 4 bytes little endian each; milliseconds is when it
+was appended, since 1970 in UTC; body is a Blob, or a Piece (bytes inside the database) for at most `PIECE_BYTES`. An
+empty chunk is never stored. `attrs` is JSON text. `followers` are the transformations that read the stream, each a
+tuple (name, "chunk" or "end": what they wait for); `due` are the names of those whose keys are in the root's "due". An
+append and the worker that has caught up both write this record: so neither misses the other.
+
+Ids: chunk ids that are recognised. `known` is an OOBTree: id -> (position, length, sha256, milliseconds); `order` is a
+LOBTree: number -> id, in the order in which they came, `following` the next number. Ids that format 2 has left are in
+`known` alone, without a time, and stay. A record's `contents`, if it has them, are such Ids of chunks without an id, by
+what a token has sent (`ingest.storing`).
 
 ArrayRecord: the array's bytes in the order of its `order` (C or F) and as its dtype says. `descr` is numpy's .npy
-description of the dtype (text, or a list for a structured one), `attrs` is JSON text. The bytes are cut into chunks:
-the first `GROWTH` (16,384) have `chunk_bytes` each, those behind `grown_bytes`. Both are multiples of 4,096.
+description of the dtype (text, or a list for a structured one), `attrs` is JSON text. One that an ingestion policy has
+made has its name in `policy`, and chunk ids in `ids` as a stream does; positions in it are of bytes. The bytes are cut
+into chunks: the first `GROWTH` (16,384) have `chunk_bytes` each, those behind `grown_bytes`. Both are multiples of
+4,096.
 
 `leaves` is a LOBTree: n -> Leaf, whose `slots` is a dict: number of a chunk (n * `LEAF` and the 255 that follow) ->
 entry, a tuple
@@ -50,13 +72,15 @@ from ZODB.POSException import ConflictError
 
 from clachan_lake.errors import RefusedClassError
 
-FORMAT = 2
+FORMAT = 3
 BLOCK = 1 << 20
 PIECE_BYTES = 32 << 10
 CHUNK_BYTES = 2 << 20
 GROWN_BYTES = 4 << 20
 GROWTH = 16_384
 LEAF = 256
+# each append writes the last leaf of its stream anew; a commit with many streams takes half the time with short ones
+LOBTree.max_leaf_size = 16
 
 Entry = tuple[Any, int, int, int]
 """Holder, offset, length, checksum."""
@@ -68,10 +92,12 @@ ADMITTED = frozenset(
     {("persistent.mapping", "PersistentMapping"), ("ZODB.blob", "Blob")}
     | {("BTrees.OOBTree", name) for name in ("OOBTree", "OOBucket", "OOTreeSet", "OOSet")}
     | {("BTrees.LOBTree", name) for name in ("LOBTree", "LOBucket")}
-    | {("clachan_lake.format", name) for name in ("StreamRecord", "ArrayRecord", "ArrayState", "Leaf", "Piece")}
+    | {("clachan_lake.format", name) for name in ("ArrayRecord", "ArrayState", "Leaf", "Piece")}
+    | {("clachan_lake.format", name) for name in ("StreamRecord", "Ids", "Document")}
 )
 
-State = Literal["none", "waiting", "pending", "done", "failed"]
+DOCUMENTS = ("policies", "transformations", "tokens", "jobs", "positions")
+"""The root's trees of documents."""
 
 
 def admit(_connection: Any, module: str, name: str) -> Any:
@@ -88,28 +114,50 @@ class Piece(Persistent):  # type: ignore[misc]
         self.data = data
 
 
-class StreamRecord(Persistent):  # type: ignore[misc]
-    """See the module's description. `state`: none (no transformation), waiting (for the stream's end), pending, done,
-    failed; `message` says why it failed, `warnings` what was mended; `transformed` is the position it has reached."""
+class Document(Persistent):  # type: ignore[misc]
+    """See the module's description."""
 
-    def __init__(self, name: str, policy: str, transformation: str | None, now: int) -> None:
+    def __init__(self, text: str, body: Any, now: int) -> None:
+        self.text = text
+        self.body = body
+        self.revision = 1
+        self.created = self.modified = now
+
+
+class Ids(Persistent):  # type: ignore[misc]
+    """See the module's description."""
+
+    def __init__(self) -> None:
+        self.known = OOBTree()
+        self.order = LOBTree()
+        self.following = 0
+
+
+class StreamRecord(Persistent):  # type: ignore[misc]
+    """See the module's description. `ended` says by whom: sender or idle."""
+
+    contents: Ids | None = None
+
+    def __init__(self, name: str, policy: str, attrs: str, now: int) -> None:
         self.name = name
         self.policy = policy
-        self.transformation = transformation
+        self.attrs = attrs
         self.created = self.modified = now
-        self.size = self.count = 0
+        self.size = self.count = self.start = 0
         self.ended: str | None = None
         self.sha256: str | None = None
-        self.state: State = "waiting" if transformation else "none"
-        self.message = ""
-        self.warnings: tuple[str, ...] = ()
-        self.transformed = 0
+        self.followers: tuple[tuple[str, str], ...] = ()
+        self.due: tuple[str, ...] = ()
         self.chunks = LOBTree()
-        self.ids = OOBTree()
+        self.ids = Ids()
 
 
 class ArrayRecord(Persistent):  # type: ignore[misc]
     """See the module's description."""
+
+    policy: str | None = None
+    ids: Ids | None = None
+    contents: Ids | None = None
 
     def __init__(
         self, name: str, *, descr: Any, order: str, chunk_bytes: int, grown_bytes: int, attrs: str, state: "ArrayState"

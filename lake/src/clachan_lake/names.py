@@ -6,6 +6,14 @@ NAME_BYTES = 1024
 ID_BYTES = 256
 
 
+def fits(text: object, limit: int) -> bool:
+    """Whether it is text of at most `limit` bytes, without halves of characters."""
+    try:
+        return isinstance(text, str) and len(text.encode()) <= limit
+    except UnicodeEncodeError:
+        return False
+
+
 def check_name(kind: str, name: str) -> str:
     """The name itself; raises TakenError for one that is empty, too long or not printable."""
     if not isinstance(name, str) or not name or not name.isprintable() or len(name.encode()) > NAME_BYTES:

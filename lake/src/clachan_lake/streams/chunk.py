@@ -9,16 +9,17 @@ from clachan_lake.format import BLOCK
 
 
 class Digester:
-    """Counts and digests bytes as they come: the whole by SHA-256, each `BLOCK` by CRC-32."""
+    """Counts and digests bytes as they come: the whole by SHA-256 if wanted, each `BLOCK` by CRC-32."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: bool = True) -> None:
         self.length = 0
-        self._sha256 = hashlib.sha256()
+        self._sha256 = hashlib.sha256() if whole else None
         self._done = bytearray()
         self._crc = 0
 
-    def update(self, data: bytes | memoryview) -> None:
-        self._sha256.update(data)
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        if self._sha256 is not None:
+            self._sha256.update(data)
         view = memoryview(data)
         while view:
             part = view[: BLOCK - self.length % BLOCK]
@@ -31,7 +32,8 @@ class Digester:
 
     @property
     def sha256(self) -> bytes:
-        return self._sha256.digest()
+        """b"" when it was not wanted."""
+        return b"" if self._sha256 is None else self._sha256.digest()
 
     @property
     def checksums(self) -> bytes:
@@ -41,7 +43,8 @@ class Digester:
 
 @dataclass(frozen=True)
 class Chunk:
-    """`source` is the bytes, or a file of the lake's file system that the lake takes over by a second link."""
+    """`source` is the bytes, or a file of the lake's file system that the lake takes over by a second link. `sha256` is
+    b"" for a chunk that need not be told from others: one without an id."""
 
     length: int
     sha256: bytes
@@ -49,7 +52,7 @@ class Chunk:
     source: bytes | Path
 
     @classmethod
-    def of(cls, data: bytes) -> "Chunk":
-        digester = Digester()
+    def of(cls, data: bytes, digest: bool = True) -> "Chunk":
+        digester = Digester(digest)
         digester.update(data)
         return cls(digester.length, digester.sha256, digester.checksums, data)

@@ -4,7 +4,7 @@ from functools import partial
 
 from ZODB.POSException import ConflictError
 
-from clachan_lake.errors import ChunkError, MissingError, TakenError, TransactionError
+from clachan_lake.errors import ChunkError, MissingError, TakenError, TransactionError, TruncatedError
 from clachan_lake.local import LocalLake
 from clachan_lake.testing.sessions import OpenSession, commit, new_name, raising, side_by_side
 
@@ -50,7 +50,35 @@ class StreamContract:
             assert name in list(lake.streams)
             with lake.transaction():
                 del lake.arrays[name]
+                del lake.streams[name]
             assert name not in lake.arrays
+            assert name not in lake.streams
+
+    def test_a_truncated_stream_keeps_the_rest_at_its_place(self, open_session: OpenSession) -> None:
+        name = new_name()
+        with open_session() as lake:
+            with lake.transaction():
+                stream = lake.streams.create(name)
+                stream.append(b"small")
+                stream.append(b"x" * LARGE)
+                stream.append(b"y" * LARGE)
+            with lake.transaction():
+                assert stream.truncate(LARGE) == 5
+                assert stream.truncate(2 * LARGE) == LARGE
+        with open_session() as lake:
+            stream = lake.streams[name]
+            assert (stream.start, stream.size) == (5 + LARGE, 5 + 2 * LARGE)
+            assert stream.read() == b"y" * LARGE
+            with raising(TruncatedError):
+                stream.read(5 + LARGE - 1, 1)
+
+    def test_documents_are_kept_with_their_bytes(self, open_session: OpenSession) -> None:
+        name = new_name()
+        with open_session() as lake, lake.transaction():
+            lake.documents("jobs").put(name, {"n": 1}, b"z" * LARGE)
+        with open_session() as lake:
+            assert lake.documents("jobs")[name] == {"n": 1}
+            assert lake.documents("jobs").body(name) == b"z" * LARGE
 
     def test_a_session_sees_a_commit_at_its_next_boundary(self, open_session: OpenSession) -> None:
         name = new_name()
