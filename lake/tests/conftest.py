@@ -6,6 +6,7 @@ from clachan_lake.local import LocalLake
 from clachan_lake.opening import open_lake
 
 from .making import Server
+from .postgres import MISSING, PROGRAMS, Cluster, cluster
 
 
 @pytest.fixture
@@ -29,3 +30,20 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
     made = Server(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """One for all tests; each takes a database of its own."""
+    if not PROGRAMS:
+        pytest.skip(MISSING)
+    pytest.importorskip("psycopg2", reason="this machine cannot: no psycopg2")
+    pytest.importorskip("relstorage", reason="this machine cannot: no RelStorage")
+    with cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def url(postgres: Cluster) -> str:
+    """Of a new database."""
+    return postgres.create()

@@ -214,6 +214,19 @@ def test_scattered_chunks_are_merged(lake: LocalLake) -> None:
     assert array.merge() == 0
 
 
+def test_chunks_are_merged_that_another_session_has_cut(lake: LocalLake) -> None:
+    with lake.transaction():
+        array = lake.arrays.create("a", 40 * CHUNK, "u1", chunk_bytes=CHUNK)
+    for number in range(40):
+        with lake.transaction():
+            array[number * CHUNK : (number + 1) * CHUNK] = number + 1
+    with lake.session() as other:
+        with lake.transaction():
+            array.resize(20 * CHUNK)
+        assert other.arrays["a"].merge() == 20
+        assert (other.arrays["a"][:].reshape(20, CHUNK) == np.arange(1, 21)[:, None]).all()
+
+
 def mappings() -> int:
     return len(Path("/proc/self/maps").read_text().splitlines())
 

@@ -13,7 +13,7 @@ from clachan_lake.storage.memory import MemoryStorage
 from clachan_lake.testing import LakeContract, OpenSession
 
 from .making import Server
-from .postgres import MISSING, PROGRAMS, cluster
+from .postgres import Cluster
 
 
 class Sessions:
@@ -91,10 +91,8 @@ class TestServer(LakeContract):
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    pytest.importorskip("relstorage", reason="this machine cannot: no RelStorage")
-    with cluster() as running:
-        yield running.create()
+def url(postgres: Cluster) -> str:
+    return postgres.create()
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +101,6 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PROGRAMS, reason=MISSING)
 class TestPostgreSQL(LakeContract):
     @pytest.fixture
     def open_session(self, url: str, blobs: Path) -> Iterator[OpenSession]:

@@ -1,7 +1,6 @@
 """A lake in PostgreSQL is packed, verified and backed up like one in a folder."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,10 @@ from clachan_lake.keeping.verifying import verify
 from clachan_lake.local import LocalLake
 from clachan_lake.opening import open_lake
 
-from .postgres import MISSING, PROGRAMS, Cluster, cluster
+from .postgres import Cluster
 from .test_cli import cli
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PROGRAMS, reason=MISSING)]
-pytest.importorskip("psycopg2", reason="this machine cannot: no psycopg2")
-pytest.importorskip("relstorage", reason="this machine cannot: no RelStorage")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Cluster]:
-    with cluster() as running:
-        yield running
-
-
-@pytest.fixture
-def url(server: Cluster) -> str:
-    return server.create()
+pytestmark = pytest.mark.slow
 
 
 def opened(target: Any, **how: Any) -> LocalLake:
@@ -82,11 +68,11 @@ def test_pack_verify_backup_and_restore(url: str, tmp_path: Path) -> None:
             again.arrays["tail"].append([11])
 
 
-def test_a_backup_is_restored_into_a_new_database(server: Cluster, lake: LocalLake, tmp_path: Path) -> None:
+def test_a_backup_is_restored_into_a_new_database(postgres: Cluster, lake: LocalLake, tmp_path: Path) -> None:
     with lake.transaction():
         lake.arrays.create("a", (16, 8192), "<i8", chunk_bytes=65536)[:] = np.arange(16)[:, None]
         lake.streams.create("s").append(b"x" * 100_000)
-    first, url = backup(lake, tmp_path / "backup"), server.create()
+    first, url = backup(lake, tmp_path / "backup"), postgres.create()
     how = {"blobs": tmp_path / "blobs"}
     restored = json.loads(cli("restore", tmp_path / "backup", url, "--blobs", how["blobs"], "--json"))[0]
     assert restored["commit"] == first.tid.hex()
@@ -99,7 +85,7 @@ def test_a_backup_is_restored_into_a_new_database(server: Cluster, lake: LocalLa
         assert list(verify(again)) == []
         assert again.streams["s"].read() == b"x" * 100_000
         second = backup(again, tmp_path / "second")
-    other, elsewhere = server.create(), {"blobs": tmp_path / "others"}
+    other, elsewhere = postgres.create(), {"blobs": tmp_path / "others"}
     cli("restore", tmp_path / "second", other, "--blobs", elsewhere["blobs"])
     with opened(other, **elsewhere) as third:
         assert third.tid >= second.tid
@@ -115,5 +101,5 @@ def test_a_backup_is_restored_into_a_new_database(server: Cluster, lake: LocalLa
     blob = next((tmp_path / "second").rglob("*.blob"))
     blob.unlink()
     with pytest.raises(CorruptError, match="missing"):
-        restore_into(tmp_path / "second", server.create(), tmp_path / "never")
+        restore_into(tmp_path / "second", postgres.create(), tmp_path / "never")
     assert not (tmp_path / "never").exists()

@@ -423,3 +423,18 @@ def test_killed_at_each_step_of_the_pack(tmp_path: Path) -> None:
         path.name for path in (tmp_path / "lake/blobs").iterdir() if not path.name.startswith("0x")
     }
     assert not left & {"data.fs.old", "data.fs.pack", ".removed"}
+
+
+def test_history_begins_with_what_a_pack_has_left(tmp_path: Path) -> None:
+    with opened(tmp_path / "lake") as lake:
+        with lake.transaction():
+            lake.arrays.create("a", (0,), "u1", chunk_bytes=CHUNK)
+        with lake.transaction():
+            lake.arrays["a"].append(np.ones(2 * CHUNK, "u1"))
+        assert [one.shape for one in lake.arrays["a"].history()] == [(2 * CHUNK,), (0,)]
+        assert next(change for _id, change in lake.changes_of(lake.root()["arrays"]["a"], 9)) == "fold"
+        time.sleep(0.01)
+        pack(lake, 0)
+        (left,) = lake.arrays["a"].history()
+        assert left.shape == (2 * CHUNK,)
+        assert lake.arrays["a"].at(left.id)[:].sum() == 2 * CHUNK

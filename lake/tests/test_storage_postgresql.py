@@ -29,17 +29,6 @@ psycopg2 = pytest.importorskip("psycopg2", reason="this machine cannot: no psyco
 postgresql = pytest.importorskip("clachan_lake.storage.postgresql", reason="this machine cannot: no RelStorage")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Cluster]:
-    with cluster() as running:
-        yield running
-
-
-@pytest.fixture
-def url(server: Cluster) -> str:
-    return server.create()
-
-
 @contextmanager
 def client(url: str, blobs: Path, **options: Any) -> Iterator[tuple[Any, TransactionManager]]:
     db = database(postgresql.connect(url, blobs, **{"read_only": False, "wait_seconds": 10, **options}))
@@ -208,7 +197,7 @@ def test_a_blob_that_cannot_be_synced_is_not_committed(
         manager.commit()
 
 
-def test_blobs_must_be_named_and_be_those_of_the_database(server: Cluster, url: str, tmp_path: Path) -> None:
+def test_blobs_must_be_named_and_be_those_of_the_database(postgres: Cluster, url: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="blobs: None, expected the folder of blobs that all its clients share"):
         open_lake(url)
     with pytest.raises(FileNotFoundError, match="blobs: not there, expected the lake's folder of blobs"):
@@ -223,7 +212,7 @@ def test_blobs_must_be_named_and_be_those_of_the_database(server: Cluster, url: 
             open_lake(url, blobs=tmp_path / "empty", read_only=read_only)
     assert not list((tmp_path / "empty").glob("0x*"))
     with pytest.raises(FormatError, match=r"blobs: blobs of lake [0-9a-f]{32}, expected a folder for a new lake"):
-        open_lake(server.create(), blobs=tmp_path / "blobs")
+        open_lake(postgres.create(), blobs=tmp_path / "blobs")
     shutil.copytree(tmp_path / "blobs", tmp_path / "moved")
     with open_lake(url, blobs=tmp_path / "moved") as lake:
         assert lake.streams["s"].size == 100_000
@@ -255,11 +244,11 @@ def test_a_server_that_is_not_there_is_named_without_the_password(tmp_path: Path
     assert "secret" not in str(wrong.value)
 
 
-def test_a_database_that_is_not_there(server: Cluster, tmp_path: Path) -> None:
-    url = f"postgresql://clachan@/none?host={server.folder}"
+def test_a_database_that_is_not_there(postgres: Cluster, tmp_path: Path) -> None:
+    url = f"postgresql://clachan@/none?host={postgres.folder}"
     with pytest.raises(RemoteError, match='database "none" does not exist'):
         open_lake(url, blobs=tmp_path / "blobs")
-    empty = server.create()
+    empty = postgres.create()
     (tmp_path / "blobs").mkdir(exist_ok=True)
     with pytest.raises(FormatError, match="expected a database of lakes; open it for writing to make one"):
         open_lake(empty, blobs=tmp_path / "blobs", read_only=True)

@@ -15,18 +15,27 @@ from transaction import TransactionManager
 from ZODB.POSException import ConflictError, POSKeyError
 from ZODB.utils import p64, u64
 
+from clachan_lake.access.token import LocalTokens
 from clachan_lake.arrays import folding, merging
 from clachan_lake.arrays.array import LocalArray, new_record
 from clachan_lake.arrays.flushing import flush
 from clachan_lake.arrays.opened import Changes, OpenArray
+from clachan_lake.attributes import json_text
 from clachan_lake.database import blob_folder
+from clachan_lake.documents import LocalDocuments
 from clachan_lake.errors import LakeReadOnlyError, MissingError, TakenError, TransactionError
 from clachan_lake.format import ArrayRecord, StreamRecord
 from clachan_lake.interface import Arrays, Lake, Revision, Streams
-from clachan_lake.keeping.leases import Lease, before, catch_up
+from clachan_lake.keeping.leases import Lease, before, catch_up, place
+from clachan_lake.keeping.limits import check_not_packed
 from clachan_lake.moments import as_tid, as_time
 from clachan_lake.names import check_name
+from clachan_lake.policies.dead import LocalDead
+from clachan_lake.policies.declaring import LocalPolicies
+from clachan_lake.storage.address import address_of
 from clachan_lake.streams.stream import LocalStream
+from clachan_lake.transform import following
+from clachan_lake.transform.declaring import LocalTransformations
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +54,7 @@ class LocalLake(Lake):
         self._manager = TransactionManager()
         folder = blob_folder(db.storage)
         # held before the snapshot is taken, and no newer: so no pack comes between
-        self._lease = Lease(folder, before(db) if at is None else at)
+        self._lease = Lease(place(db.storage, folder), before(db) if at is None else at)
         catch_up(db.storage)
         self._connection = db.open(self._manager) if at is None else db.open(self._manager, at=at)
         self._process = os.getpid()
@@ -56,6 +65,10 @@ class LocalLake(Lake):
         self._lease.hold(self.tid)
         self.streams: LocalStreams = LocalStreams(self)
         self.arrays: LocalArrays = LocalArrays(self)
+        self.policies: LocalPolicies = LocalPolicies(self)
+        self.tokens: LocalTokens = LocalTokens(self)
+        self.dead: LocalDead = LocalDead(self)
+        self.transformations: LocalTransformations = LocalTransformations(self)
 
     # -- transactions
 
@@ -113,7 +126,17 @@ class LocalLake(Lake):
         self._active = False
         self._manager.begin()
         self.settle(discard)
+        self._drop_deleted()
         self._lease.hold(self.tid)
+
+    def _drop_deleted(self) -> None:
+        """Their records may be packed away from now on; their views stay."""
+        for oid, opened in list(self._opened.items()):
+            if not self._is_there(opened):
+                del self._opened[oid]
+
+    def _is_there(self, opened: OpenArray) -> bool:
+        return self.root()["arrays"].get(opened.name) is opened.record
 
     def settle(self, discard: bool) -> None:
         """Bring what is mapped to what the records say."""
@@ -127,6 +150,8 @@ class LocalLake(Lake):
                 opened.discard()
             else:
                 opened.finish()
+            if not self._active:
+                opened.touched = set()
 
     def _fold(self) -> None:
         """Move long tails into chunks. What goes wrong is tried again after the next commit: nothing depends on it."""
@@ -151,13 +176,10 @@ class LocalLake(Lake):
     def at(self, when: str | datetime | bytes) -> Self:
         """The lake as it was: `when` is a time, its ISO text (UTC, where it names no zone), or a commit's id. For
         reading; close it, so that its past may be packed away. Raises MissingError, PackedError, ValueError."""
-        from clachan_lake.keeping import packing
-
         past = type(self)(self._db, close_database=False, at=min(as_tid(when), self.tid))
         try:
-            # its lease holds now: a pack that has not begun will not take it
-            with packing.newest_root(self._db) as newest:
-                packing.check_not_packed(newest, past.tid)
+            # its lease holds now
+            check_not_packed(self._db, past.tid)
             past.check_made()
         except BaseException:
             past.close()
@@ -177,8 +199,9 @@ class LocalLake(Lake):
         if self._active:
             raise TransactionError("refresh: a transaction is open, expected none")
         self._check_process()
-        stray = {opened.record.name: size for opened in self._opened.values() if (size := opened.stray())}
+        stray = {opened.name: size for opened in self._opened.values() if (size := opened.stray())}
         self._manager.begin()
+        self._drop_deleted()
         for opened in self._opened.values():
             opened.region.sync()
         self._lease.hold(self.tid)
@@ -220,10 +243,18 @@ class LocalLake(Lake):
         """The last commit whose state this session sees."""
         if self._past is not None:
             return self._past
-        return bytes(p64(u64(self._connection._storage._start) - 1))
+        # a savepoint puts another in the place of `_storage`
+        return bytes(p64(u64(self._connection._normal_storage._start) - 1))
 
     def now(self) -> str:
+        """`tid` as `at` takes it."""
         return self.tid.hex()
+
+    @property
+    def address(self) -> tuple[str, str | None] | None:
+        """What `open_lake` takes in another process: the folder, or the socket and its `blobs`; None for a lake that
+        cannot be opened so."""
+        return address_of(self._db.storage)
 
     def root(self) -> Any:
         return self._connection.root()
@@ -244,6 +275,10 @@ class LocalLake(Lake):
                 f"lake: opened by process {self._process}, expected to be opened anew by its fork {os.getpid()}"
             )
 
+    def documents(self, kind: str) -> LocalDocuments:
+        """See `clachan_lake.documents`."""
+        return LocalDocuments(self, kind)
+
     # -- arrays
 
     def opened(self, record: ArrayRecord) -> OpenArray:
@@ -260,21 +295,29 @@ class LocalLake(Lake):
 
     def forget(self, record: ArrayRecord) -> None:
         """It is deleted: nothing of it is to be committed."""
-        opened = self._opened.pop(record._p_oid, None)
+        opened = self._opened.get(record._p_oid)
         if opened is not None:
             opened.discard()
+
+    def writing_to(self, opened: OpenArray, what: str) -> None:
+        """Guards every write to an array; raises TransactionError, and MissingError when it is deleted."""
+        self.writing(f"array {opened.name}: {what}")
+        if not self._is_there(opened):
+            raise MissingError(f"array {opened.name!r}: deleted, expected one of lake.arrays")
 
     def merge(self, record: ArrayRecord) -> int:
         """See `LocalArray.merge`."""
         opened, done = self.opened(record), 0
+        if opened.writer.folder is None:
+            return 0
         for numbers in list(merging.scattered(opened.table)):
             try:
                 with self.transaction("merge"):
-                    merging.merge(opened.table, opened.writer, numbers)
+                    moved = merging.merge(opened.table, opened.writer, numbers)
                     opened.touched.update(numbers)
             except ConflictError:
                 continue
-            done += len(numbers)
+            done += moved
         return done
 
     def array_at(self, name: str, when: str | datetime) -> LocalArray:
@@ -292,14 +335,23 @@ class LocalLake(Lake):
         """Newest first."""
         state = record.state
         found = []
-        for entry in self._db.storage.history(state._p_oid, size=limit):
+        entries = self._db.storage.history(state._p_oid, size=limit)
+        for number, entry in enumerate(entries, 1):
             if entry["tid"] > self.tid:
                 continue
             then = self._connection.oldstate(state, entry["tid"])
-            if then["change"] != "fold":
+            # a pack may have left nothing of the change but the fold behind it
+            if then["change"] != "fold" or number == len(entries) < limit:
                 note = _text(entry["description"])
                 found.append(Revision(entry["tid"].hex(), as_time(entry["tid"]), tuple(then["shape"]), note))
         return found
+
+    def changes_of(self, record: ArrayRecord, limit: int) -> Iterator[tuple[str, str]]:
+        """(id of a commit, what it did) to an array, the last `limit` ones, newest first, also folds."""
+        state = record.state
+        for entry in self._db.storage.history(state._p_oid, size=limit):
+            if entry["tid"] <= self.tid:
+                yield entry["tid"].hex(), str(self._connection.oldstate(state, entry["tid"])["change"])
 
 
 def _text(value: str | bytes) -> str:
@@ -361,6 +413,7 @@ class LocalArrays(Arrays):
         self._lake.adopt(record)
         opened = self._lake.opened(record)
         opened.table.prepare(opened.nbytes)
+        following.attach(self._lake, "array", record)
         return self[name]
 
     def __delitem__(self, name: str) -> None:
@@ -370,6 +423,8 @@ class LocalArrays(Arrays):
         record.state.wholes += 1
         record.state.change = "whole"
         self._lake.forget(record)
+        for transformation in following.positions(self._lake, "array", name):
+            following.unfollow(self._lake, "array", record, transformation)
         del self._lake.root()["arrays"][name]
 
 
@@ -379,7 +434,7 @@ class LocalStreams(Streams):
 
     def __getitem__(self, name: str) -> LocalStream:
         root = self._lake.root()
-        return LocalStream(_find(root["streams"], "stream", name), root["pending"], self._lake.writing)
+        return LocalStream(_find(root["streams"], "stream", name), self._lake)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._lake.root()["streams"].keys())
@@ -394,16 +449,27 @@ class LocalStreams(Streams):
         """The stream, or None."""
         root = self._lake.root()
         record = root["streams"].get(name)
-        return None if record is None else LocalStream(record, root["pending"], self._lake.writing)
+        return None if record is None else LocalStream(record, self._lake)
 
-    def create(self, name: str, policy: str = "raw", transformation: str | None = None) -> LocalStream:
+    def create(self, name: str, policy: str = "raw", attrs: Mapping[str, Any] | None = None) -> LocalStream:
         self._lake.writing(f"stream {name}: create")
         streams = self._lake.root()["streams"]
         _check_free(streams, "stream", name)
-        record = StreamRecord(name, policy, transformation, time.time_ns() // 10**6)
-        streams[name] = record
+        text = json_text(f"stream {name}", attrs or {})
+        record = streams[name] = StreamRecord(name, policy, text, time.time_ns() // 10**6)
         self._lake.adopt(record)
+        following.attach(self._lake, "stream", record)
         return self[name]
+
+    def __delitem__(self, name: str) -> None:
+        self._lake.writing(f"stream {name}: delete")
+        root = self._lake.root()
+        record = _find(root["streams"], "stream", name)
+        for transformation in following.positions(self._lake, "stream", name):
+            following.unfollow(self._lake, "stream", record, transformation)
+        # so that who appends to it at the same time does not think that it is kept
+        record.modified = time.time_ns() // 10**6
+        del root["streams"][name]
 
 
 def _find(records: Any, kind: str, name: str) -> Any:

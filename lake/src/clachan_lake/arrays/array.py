@@ -1,7 +1,6 @@
 """Arrays of a local lake: the interface over what a session has open."""
 
-import json
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Mapping
 from datetime import datetime
 from math import prod
 from operator import index
@@ -14,6 +13,7 @@ from clachan_lake.arrays import verifying
 from clachan_lake.arrays.index import plan, takes_all
 from clachan_lake.arrays.opened import OpenArray
 from clachan_lake.arrays.table import now
+from clachan_lake.attributes import Attributes, json_text
 from clachan_lake.format import CHUNK_BYTES, GROWN_BYTES, ArrayRecord, ArrayState
 from clachan_lake.interface import AnyArray, Array, Revision
 
@@ -30,6 +30,9 @@ class Session(Protocol):
     def writing(self, what: str) -> None:
         """Raises TransactionError outside a transaction."""
 
+    def writing_to(self, opened: OpenArray, what: str) -> None:
+        """And MissingError for an array that is deleted."""
+
     def array_at(self, name: str, when: str | datetime) -> Array: ...
 
     def history_of(self, record: ArrayRecord, limit: int) -> list[Revision]: ...
@@ -37,6 +40,10 @@ class Session(Protocol):
     def merge(self, record: ArrayRecord) -> int: ...
 
     def now(self) -> str: ...
+
+    @property
+    def address(self) -> tuple[str, str | None] | None:
+        """Where another process finds the lake."""
 
 
 def new_record(
@@ -64,7 +71,7 @@ def new_record(
         order=order,
         chunk_bytes=small,
         grown_bytes=large,
-        attrs=json_text(name, attrs),
+        attrs=json_text(f"array {name}", attrs),
         state=state,
     )
 
@@ -124,7 +131,12 @@ class LocalArray(Array):
     def __init__(self, opened: OpenArray, session: Session) -> None:
         self._opened = opened
         self._session = session
-        self.name = opened.record.name
+        self.name = opened.name
+
+    @property
+    def lake(self) -> Session:
+        """The session that it is of."""
+        return self._session
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,8 +151,11 @@ class LocalArray(Array):
         return str(self._opened.record.order)
 
     @property
-    def attrs(self) -> "Attributes":
-        return Attributes(self._opened, self._session)
+    def attrs(self) -> Attributes:
+        return Attributes(self._opened.record, f"array {self.name}", self._session.writing, self._described)
+
+    def _described(self) -> None:
+        self._opened.described = True
 
     def __getitem__(self, key: Any) -> Any:
         whole = self._opened.everything(self._session.active)
@@ -201,50 +216,4 @@ class LocalArray(Array):
         return self._session.history_of(self._opened.record, limit)
 
     def _writing(self, what: str) -> None:
-        self._session.writing(f"array {self.name}: {what}")
-
-
-class Attributes(MutableMapping[str, Any]):
-    """JSON values by name. A change belongs to a transaction; a list or dict is a copy: assign it anew to change it."""
-
-    def __init__(self, opened: OpenArray, session: Session) -> None:
-        self._opened = opened
-        self._session = session
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values()[key]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._store({**self, key: value})
-
-    def __delitem__(self, key: str) -> None:
-        rest = self._values()
-        del rest[key]
-        self._store(rest)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values())
-
-    def __len__(self) -> int:
-        return len(self._values())
-
-    def __repr__(self) -> str:
-        return f"Attributes({self._values()!r})"
-
-    def _values(self) -> dict[str, Any]:
-        values: dict[str, Any] = json.loads(self._opened.record.attrs)
-        return values
-
-    def _store(self, values: dict[str, Any]) -> None:
-        record = self._opened.record
-        self._session.writing(f"array {record.name}: set attributes")
-        record.attrs = json_text(record.name, values)
-        self._opened.described = True
-
-
-def json_text(name: str, attrs: Mapping[str, Any]) -> str:
-    """Of attributes; raises TypeError for what is no JSON."""
-    try:
-        return json.dumps(dict(attrs), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"array {name}, attributes: {error}, expected JSON values") from error
+        self._session.writing_to(self._opened, what)

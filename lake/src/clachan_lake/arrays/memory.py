@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clachan_lake.arrays.array import check_shape, json_text, new_record, new_rows
+from clachan_lake.arrays.array import check_shape, new_record, new_rows
+from clachan_lake.attributes import json_text
 from clachan_lake.interface import AnyArray, Array
 
 NAME = "memory"
@@ -95,7 +96,7 @@ class MemoryAttributes(MutableMapping[str, Any]):
         return json.loads(self._text)[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._text = json_text(NAME, {**self, key: value})
+        self._text = json_text(f"array {NAME}", {**self, key: value})
 
     def __delitem__(self, key: str) -> None:
         rest = dict(self)

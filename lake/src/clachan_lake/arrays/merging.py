@@ -20,16 +20,14 @@ def scattered(table: Table) -> Iterator[list[int]]:
             yield run
 
 
-def merge(table: Table, writer: Writer, numbers: list[int]) -> None:
-    """Write these chunks into one extent; the transaction is the caller's. Raises CorruptError."""
-    old = [table.entry(number) for number in numbers]
-    parts = [
-        np.frombuffer(table.fetch(number, *entry[:3]), np.uint8)
-        for number, entry in zip(numbers, old, strict=True)
-        if entry is not None
-    ]
-    for number, entry in zip(numbers, writer.extent(parts), strict=True):
+def merge(table: Table, writer: Writer, numbers: list[int]) -> int:
+    """Write these chunks, but those that are no more, into one extent, and say how many; the transaction is the
+    caller's. Raises CorruptError."""
+    known = {number: entry for number in numbers if (entry := table.entry(number)) is not None}
+    parts = [np.frombuffer(table.fetch(number, *entry[:3]), np.uint8) for number, entry in known.items()]
+    for number, entry in zip(known, writer.extent(parts) if parts else (), strict=True):
         table.put(number, entry)
+    return len(known)
 
 
 def _follows(before: Entry, entry: Entry) -> bool:

@@ -28,6 +28,7 @@ ALL_BYTES = 1 << 40
 class OpenArray:
     def __init__(self, record: ArrayRecord, jar: Any, drafts: Path | None) -> None:
         self.record = record
+        self.name = str(record.name)
         self.table = Table(record)
         self.region = Region(self.table, drafts)
         self.writer = Writer(jar, drafts)
@@ -36,7 +37,7 @@ class OpenArray:
         self.rewritten: set[int] = set()
         """Chunks to be written whatever the kernel says of their pages."""
         self.touched: set[int] = set()
-        """Chunks whose mapping or entry this transaction changed."""
+        """Chunks whose mapping or entry this transaction changed; until it ends, as it may return to each savepoint."""
         self.whole = False
         self.wrote = False
         self.appended = False
@@ -280,7 +281,7 @@ class OpenArray:
         """Nothing is left to commit; what is mapped is what the record says."""
         self._all = {}
         self.region.sync(self.touched | self.rewritten | self.region.drafts.keys())
-        self.drafts, self.rewritten, self.touched = [], set(), set()
+        self.drafts, self.rewritten = [], set()
         self.region.settle()
         self.whole = self.wrote = self.appended = self.described = False
 

@@ -11,14 +11,11 @@ import threading
 import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ZODB.FileStorage import FileStorage
 
 from clachan_lake.arrays.array import LocalArray
-from clachan_lake.database import LakeClient
 from clachan_lake.errors import LakeError
 from clachan_lake.exchange.blocks import chunk_shape
 from clachan_lake.interface import AnyArray, Array
@@ -41,6 +38,7 @@ class Address:
     token: str | None = field(repr=False)
     name: str
     at: str
+    ca: str | None = None
 
 
 def to_dask(array: Array, block_bytes: int = BLOCK_BYTES) -> Any:
@@ -73,10 +71,11 @@ class Reference:
         if isinstance(array, RemoteArray):
             snapshot = array.snapshot()
             url, token, at = snapshot.address
-            return cls(Address(url, None, token, array.name, at or ""), snapshot.shape, snapshot.dtype)
+            address = Address(url, None, token, array.name, at or "", array.lake.ca)
+            return cls(address, snapshot.shape, snapshot.dtype)
         if not isinstance(array, LocalArray):
             raise TypeError(f"array {array.name}: a {type(array).__name__}, expected one of a lake")
-        past = array.snapshot()
+        past: Any = array.snapshot()
         made = cls(_address_of(past), past.shape, past.dtype)
         # the snapshot's session keeps its past from being packed away, the view its files mapped
         made._kept = past, past[...]
@@ -97,17 +96,10 @@ class Reference:
         return self.token
 
 
-def _address_of(array: Any) -> Address | None:
-    """Where another process finds a local array; None for a storage that is only in this one."""
-    lake = array._session
-    storage = lake._db.storage
-    at = lake.tid.hex()
-    if isinstance(storage, LakeClient):
-        [socket] = storage._addr
-        return Address(str(Path(socket).resolve()), str(Path(storage.blob_dir).resolve()), None, array.name, at)
-    if isinstance(storage, FileStorage):
-        return Address(str(Path(storage.__name__).resolve().parent), None, None, array.name, at)
-    return None
+def _address_of(past: LocalArray) -> Address | None:
+    """Where another process finds an array of a snapshot; None where it cannot."""
+    found = past.lake.address
+    return None if found is None else Address(*found, None, past.name, past.lake.now())
 
 
 _lock = threading.Lock()
@@ -124,7 +116,7 @@ def _find(address: Address) -> Any:
     if address.target.startswith(("http://", "https://")):
         found: OrderedDict[Address, RemoteArray] = _threads.__dict__.setdefault("found", OrderedDict())
         if address not in found:
-            lake = RemoteLake(address.target, address.token, 60)
+            lake = RemoteLake(address.target, address.token, 60, address.ca)
             found[address] = RemoteArray(
                 lake, lake.get("/arrays/meta", name=address.name, at=address.at).json(), address.at
             )

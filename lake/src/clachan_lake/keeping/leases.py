@@ -40,7 +40,7 @@ os.register_at_fork(after_in_parent=_count_fork, after_in_child=_count_fork)
 
 class Lease:
     """The lease of one session from `tid` on, until it is released or nobody refers to it. `blobs` is the lake's blob
-    folder; None for a lake without one."""
+    folder (see `place`); None for a lake without one."""
 
     def __init__(self, blobs: Path | None, tid: bytes) -> None:
         self._blobs = blobs
@@ -108,6 +108,12 @@ def _open(blobs: Path) -> int:
         # for all who may read the folder
         os.fchmod(number, 0o644)
         return number
+
+
+def place(storage: Any, blobs: Path | None) -> Path | None:
+    """The folder of the leases: that of the blobs, or for a storage without one its own `lease_folder`."""
+    found: Path | None = blobs or getattr(storage, "lease_folder", None)
+    return found
 
 
 def prepare(blobs: Path) -> None:

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from persistent.TimeStamp import TimeStamp
-from transaction import TransactionManager
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.FileStorage.FileStorage import FileStorageError
 from ZODB.POSException import POSKeyError
 from ZODB.utils import z64
 
 from clachan_lake.database import LakeClient, LakeStorage, blob_folder
-from clachan_lake.errors import CorruptError, LakeBusyError, PackedError, RemoteError
+from clachan_lake.errors import CorruptError, LakeBusyError, RemoteError
 from clachan_lake.keeping import leases
 from clachan_lake.keeping.checking import Progress, quiet
 from clachan_lake.keeping.holes import tidy_shared
@@ -50,10 +49,11 @@ def pack(lake: LocalLake, keep_seconds: float, progress: Progress = quiet) -> Pa
     blobs = blob_folder(storage)
     progress("measure", 0, None)
     before = disk_bytes(storage)
-    until = _record(lake, blobs, keep_seconds)
+    leased = leases.place(storage, blobs)
+    until = _record(lake, leased, keep_seconds)
     progress("pack", 0, None)
     # another session may be open since the record was written
-    if (end := min(until, leases.oldest(blobs) or until)) > z64:
+    if (end := min(until, leases.oldest(leased) or until)) > z64:
         with _errors():
             lake.root()._p_jar.db().pack(_seconds(end, _is_limited(storage)))
     lake.refresh()
@@ -63,12 +63,12 @@ def pack(lake: LocalLake, keep_seconds: float, progress: Progress = quiet) -> Pa
     return Packed(before, disk_bytes(storage), as_time(until))
 
 
-def _record(lake: LocalLake, blobs: Path | None, keep_seconds: float) -> bytes:
+def _record(lake: LocalLake, leased: Path | None, keep_seconds: float) -> bytes:
     """Say in the root from when on there will be history."""
     with lake.transaction("pack"):
         root = lake.root()
         wanted = as_tid(datetime.fromtimestamp(max(0.0, time.time() - keep_seconds), UTC))
-        until: bytes = min(wanted, lake.tid, leases.oldest(blobs) or wanted)
+        until: bytes = min(wanted, lake.tid, leases.oldest(leased) or wanted)
         known: bytes = root.get(KEY, z64)
         if until <= known:
             return known
@@ -111,29 +111,6 @@ def _errors() -> Iterator[None]:
     except KeyError as error:
         missing = error.args[0].hex() if error.args and isinstance(error.args[0], bytes) else error
         raise CorruptError(f"record {missing}: missing, expected in the database; nothing was packed") from error
-
-
-def check_not_packed(root: Any, tid: bytes) -> None:
-    """Raises PackedError when the state at that commit is no longer there. For a snapshot that may be older than the
-    root, hold its lease and give the newest root (`newest_root`)."""
-    known: bytes | None = root.get(KEY)
-    if known is not None and tid < known:
-        raise PackedError(
-            f"snapshot {as_time(tid).isoformat()}: packed away, expected after {as_time(known).isoformat()}"
-        )
-
-
-@contextmanager
-def newest_root(db: Any) -> Iterator[Any]:
-    """The root as it is now, also behind a socket, where a session may be late."""
-    leases.catch_up(db.storage)
-    manager = TransactionManager()
-    connection = db.open(manager)
-    try:
-        yield connection.root()
-    finally:
-        manager.abort()
-        connection.close()
 
 
 def disk_bytes(storage: Any) -> int:

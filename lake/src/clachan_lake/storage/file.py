@@ -27,6 +27,10 @@ class LakeStorage(PlainFile, Resolving, FileStorage):  # type: ignore[misc]
     def __init__(self, folder: Path) -> None:
         self._unsynced: list[str] = []
         self._failed = False
+        self.wrappers: list[Any] = []
+        """Who has registered to be told of others' commits: databases of this process, a server for other processes."""
+        self.committed: Callable[[bytes, list[bytes]], None] | None = None
+        """Called in each commit, before it can be read, with its id and those of its records."""
         try:
             # what a pack replaces would stand there twice, the blobs linked file by file
             super().__init__(str(folder / "data.fs"), blob_dir=str(folder / "blobs"), pack_keep_old=False)
@@ -50,9 +54,20 @@ class LakeStorage(PlainFile, Resolving, FileStorage):  # type: ignore[misc]
             super().store(oid, oldserial, data, version, transaction)
 
     def tpc_finish(self, transaction: Any, f: Callable[[bytes], None] | None = None) -> bytes:
+        changed = list(self._tindex)
+
+        def finished(tid: bytes) -> None:
+            if f is not None:
+                f(tid)
+            if self.committed is not None:
+                self.committed(tid, changed)
+
         with self._failing():
-            tid: bytes = super().tpc_finish(transaction, f)
+            tid: bytes = super().tpc_finish(transaction, finished)
         return tid
+
+    def registerDB(self, wrapper: Any) -> None:  # noqa: N802 - ZODB's name
+        self.wrappers.append(wrapper)
 
     def _finish_finish(self, tid: bytes) -> None:
         # as FileStorage's, but without the file's times
@@ -79,9 +94,8 @@ class LakeStorage(PlainFile, Resolving, FileStorage):  # type: ignore[misc]
         """The ids of the records that were merged: whoever stored them must read them again."""
         files, self._unsynced = self._unsynced, []
         with self._failing():
-            self._syncer.sync(files)
             merged = super().tpc_vote(transaction)
-            os.fdatasync(self._file.fileno())
+            self._syncer.sync(files, [self._file.fileno()])
             return merged
 
     def pack(self, t: float, referencesf: Any, gc: bool | None = None) -> None:

@@ -1,6 +1,10 @@
 """A lake in memory, without blobs: for tests, of a lake's own code and of programs that use lakes."""
 
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 from ZODB.MappingStorage import MappingStorage
 
@@ -13,11 +17,15 @@ class MemoryStorage(Resolving, MappingStorage):  # type: ignore[misc]
     def __init__(self, kept: bool = False) -> None:
         super().__init__()
         self._kept = kept
+        # so that packing takes nothing that a session reads, as with blobs
+        self.lease_folder = Path(tempfile.mkdtemp(prefix="clachan-lake-"))
+        self._forget = finalize(self, shutil.rmtree, self.lease_folder, ignore_errors=True)
         self._resolved: list[bytes] = []
 
     def close(self) -> None:
         if not self._kept:
             super().close()
+            self._forget()
 
     def tpc_begin(self, transaction: Any, tid: bytes | None = None) -> None:
         super().tpc_begin(transaction, tid)

@@ -158,6 +158,28 @@ class ArrayContract:
         with open_session() as lake:
             check(lake.arrays[name], expected)
 
+    def test_savepoints_one_behind_the_other(self, open_session: OpenSession) -> None:
+        """Each is gone back to, the last first, and then the transaction is aborted."""
+        name = new_name()
+        with open_session() as lake:
+            with lake.transaction():
+                array = lake.arrays.create(name, (3000,), "<i4", chunk_bytes=CHUNK)
+            lake.begin()
+            points, expected = [], [np.zeros(3000, "<i4")]
+            for turn, key in enumerate((80, slice(2000, 2900), slice(0, 3000, 7), slice(None)), 1):
+                points.append(lake.savepoint())
+                array[key] = turn
+                expected.append(array[:].copy())
+            lake.savepoint()
+            for point, state in zip(reversed(points), expected[-2::-1], strict=True):
+                point.rollback()
+                check(array, state)
+            array[:] = 9
+            lake.savepoint()
+            points[0].rollback()
+            lake.abort()
+            check(array, expected[0])
+
     def test_a_new_array_is_used_before_it_is_committed(self, open_session: OpenSession) -> None:
         name = new_name()
         with open_session() as lake, open_session() as other:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clachan_lake.errors import LakeReadOnlyError
+from clachan_lake.errors import LakeReadOnlyError, MissingError
 from clachan_lake.keeping.packing import pack
 from clachan_lake.testing.arrays import CHUNK, check, sample
 from clachan_lake.testing.sessions import OpenSession, new_name, raising
@@ -44,6 +44,69 @@ class HistoryContract:
             check(snapshot, np.ones(3000, "<i4"))
             check(lake.arrays[name], np.full(10, 2, "<i4"))
 
+    def test_the_past_is_there_also_behind_a_savepoint(self, open_session: OpenSession) -> None:
+        name = new_name()
+        with open_session() as lake:
+            with lake.transaction():
+                lake.arrays.create(name, (3000,), "<i4", chunk_bytes=CHUNK)[:] = 1
+            made = lake.tid
+            with lake.transaction():
+                lake.arrays[name][:] = 2
+                lake.savepoint()
+                assert lake.tid == made
+                check(lake.arrays[name].snapshot(), np.ones(3000, "<i4"))
+                check(lake.arrays[name], np.full(3000, 2, "<i4"))
+
+    def test_an_array_that_is_deleted_and_packed_away(self, open_session: OpenSession) -> None:
+        """Under a session that has it open: the session goes on, and so does a view of what there was."""
+        name, other = new_name(), new_name()
+        with open_session() as lake, open_session() as reader:
+            with lake.transaction():
+                lake.arrays.create(name, (3000,), "<i4", chunk_bytes=CHUNK)[:] = 1
+                lake.arrays.create(other, (3000,), "<i4", chunk_bytes=CHUNK)
+            reader.refresh()
+            kept = reader.arrays[name]
+            view = kept[:]
+            with lake.transaction():
+                del lake.arrays[name]
+            reader.refresh()
+            for _ in range(2):
+                pack(lake, 0)
+                reader.refresh()
+            assert name not in reader.arrays
+            assert np.array_equal(view, np.ones(3000, "<i4"))
+            with reader.transaction():
+                with raising(MissingError):
+                    kept[0] = 2
+                reader.arrays[other][:] = 3
+            lake.refresh()
+            check(lake.arrays[other], np.full(3000, 3, "<i4"))
+
+    def test_an_array_whose_deletion_is_taken_back(self, open_session: OpenSession) -> None:
+        name = new_name()
+        with open_session() as lake:
+            with lake.transaction():
+                array = lake.arrays.create(name, (3000,), "<i4", chunk_bytes=CHUNK)
+            lake.begin()
+            array[:] = 1
+            del lake.arrays[name]
+            lake.abort()
+            with lake.transaction():
+                array[:] = 2
+                point = lake.savepoint()
+                array[:] = 3
+                del lake.arrays[name]
+                with raising(MissingError):
+                    array[:] = 4
+                point.rollback()
+                array[5] = 5
+            expected = np.full(3000, 2, "<i4")
+            expected[5] = 5
+            check(array, expected)
+            check(lake.arrays[name], expected)
+            with open_session() as again:
+                check(again.arrays[name], expected)
+
     def test_packing_takes_nothing_that_is_there_or_being_read(self, open_session: OpenSession) -> None:
         name = new_name()
         with open_session() as lake, open_session() as reader:
@@ -59,6 +122,8 @@ class HistoryContract:
             check(lake.arrays[name], np.full(3000, 2, "<i4"))
             assert lake.streams[name].read() == b"x" * 100_000
             assert np.array_equal(reader.arrays[name][:], before)
+            assert reader.arrays[name].verify() == []
+            check(reader.arrays[name].snapshot(), before)
             with reader.session() as again:
                 again.refresh()
                 check(again.arrays[name], np.full(3000, 2, "<i4"))
