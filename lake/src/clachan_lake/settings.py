@@ -13,20 +13,26 @@ Reader = Callable[[Any], Any]
 
 
 def load(path: Path, kind: type[T], readers: Mapping[str, Reader] = MappingProxyType({})) -> T:
-    """An instance of the dataclass `kind`, whose fields are int, float, str, Path, perhaps with None; for other
-    fields there is a reader. Raises ValueError that names file and key, OSError when the file cannot be read."""
-    document = _document(path)
+    """`read` of a file. Raises ValueError that names file and key, OSError when the file cannot be read."""
+    return read(_document(path), kind, readers, f"file {path}")
+
+
+def read(document: Any, kind: type[T], readers: Mapping[str, Reader] = MappingProxyType({}), what: str = "") -> T:
+    """An instance of the dataclass `kind`, whose fields are bool, int, float, str, Path, perhaps with None; for other
+    fields there is a reader. Raises ValueError that begins with `what` and names the key."""
+    if not isinstance(document, dict):
+        raise ValueError(f"{what}: {type(document).__name__}, expected an object")
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     hints = get_type_hints(kind)
     for key in document:
         if key not in known:
-            raise ValueError(f"file {path}, key {key}: unknown, expected one of {', '.join(known)}")
+            raise ValueError(f"{what}, key {key!s:.80}: unknown, expected one of {', '.join(known)}")
     values = {}
     for key, spec in known.items():
         if key in document:
-            values[key] = _value(path, key, document[key], readers.get(key) or _reader(hints[key]))
+            values[key] = _value(what, key, document[key], readers.get(key) or _reader(hints[key]))
         elif _required(spec):
-            raise ValueError(f"file {path}, key {key}: missing, expected a value")
+            raise ValueError(f"{what}, key {key}: missing, expected a value")
     return kind(**values)
 
 
@@ -38,25 +44,22 @@ def read_token(path: Path) -> str:
     return token
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _document(path: Path) -> Any:
     try:
-        document = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"file {path}: {error}, expected JSON") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"file {path}: {type(document).__name__}, expected an object")
-    return document
 
 
 def _required(spec: "Field[Any]") -> bool:
     return spec.default is MISSING and spec.default_factory is MISSING
 
 
-def _value(path: Path, key: str, value: Any, reader: Reader) -> Any:
+def _value(what: str, key: str, value: Any, reader: Reader) -> Any:
     try:
         return reader(value)
     except ValueError as error:
-        raise ValueError(f"file {path}, key {key}: {error}") from error
+        raise ValueError(f"{what}, key {key}: {error}") from error
 
 
 def _reader(hint: Any) -> Reader:
@@ -78,10 +81,22 @@ def _number(value: Any) -> float:
     return float(value)
 
 
+def _truth(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{value!r:.80}, expected true or false")
+    return value
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"{value!r:.80}, expected text")
     return value
 
 
-_READERS: dict[Any, Reader] = {int: _integer, float: _number, str: _text, Path: lambda value: Path(_text(value))}
+_READERS: dict[Any, Reader] = {
+    bool: _truth,
+    int: _integer,
+    float: _number,
+    str: _text,
+    Path: lambda value: Path(_text(value)),
+}
