@@ -20,7 +20,8 @@ p.lead, .facts { color: #8b949e; } section { margin-top: 2.75rem; }
 img { width: 100%; height: auto; display: block; border-radius: 8px; margin-top: .75rem; }
 table { border-collapse: collapse; width: 100%; margin-top: 1rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .4rem .75rem .4rem 0; border-bottom: 1px solid #262d34; overflow-wrap: anywhere; }
-th { color: #8b949e; font-weight: 500; } .warn { color: #ffb454; } code { font-size: .85em; }
+th { color: #8b949e; font-weight: 500; width: 11rem; overflow-wrap: normal; }
+.warn { color: #ffb454; } code { font-size: .85em; }
 """
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -39,7 +40,7 @@ def page(title: str, recordings: Sequence[Array], streams: Iterable[Mapping[str,
         '<p class="lead">Computed from the arrays in the lake.</p>',
         _totals(recordings, described),
         *(_section(recording, _of(described, recording.name)) for recording in recordings),
-        _others([stream for stream in described if stream["transformation"]["state"] == "failed"]),
+        _others([(stream["name"], one["message"]) for stream in described for one in _failed(stream)]),
         "</body></html>\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -60,7 +61,7 @@ def _totals(recordings: Sequence[Array], streams: Sequence[Mapping[str, Any]]) -
 def _section(recording: Array, stream: Mapping[str, Any] | None) -> str:
     picture = b64encode(draw([recording])).decode()
     rows = [
-        ("shape and dtype", f"{recording.shape[0]:,} samples x {recording.shape[1]} channels, {recording.dtype}"),
+        ("shape and dtype", f"{recording.shape[0]:,} samples × {_channels(recording)}, {recording.dtype}"),
         ("channels", ", ".join(str(name) for name in recording.attrs.get("channels", []))),
         ("strongest frequency", f"{peak_hz(recording):,.1f} Hz"),
     ]
@@ -76,13 +77,20 @@ def _section(recording: Array, stream: Mapping[str, Any] | None) -> str:
     )
 
 
-def _others(failed: Sequence[Mapping[str, Any]]) -> str:
+def _channels(recording: Array) -> str:
+    return "1 channel" if recording.shape[1] == 1 else f"{recording.shape[1]} channels"
+
+
+def _failed(stream: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    return [one for one in stream["transformations"] if one["state"] == "failed"]
+
+
+def _others(failed: Sequence[tuple[str, str]]) -> str:
+    """The names of streams, and why they became no recording."""
     if not failed:
         return ""
     rows = "".join(
-        f'<tr><td>{escape(str(stream["name"]))}</td><td class="warn">'
-        f"{escape(str(stream['transformation']['message']))}</td></tr>"
-        for stream in failed
+        f'<tr><td>{escape(str(name))}</td><td class="warn">{escape(str(message))}</td></tr>' for name, message in failed
     )
     return f"<section><h2>Files that became no recording</h2><table>{rows}</table></section>"
 
