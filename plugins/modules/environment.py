@@ -31,12 +31,12 @@ options:
     required: true
   lock:
     description:
-      - Which lock file.
+      - Which lock file, or the path of another one without its C(.txt).
     type: str
     required: true
   wheels:
     description:
-      - Distributions to install from C(wheels/), without their dependencies, which are in the lock.
+      - Distributions to install from C(wheels/), without their dependencies, which are in the lock. May be empty.
     type: list
     elements: str
     required: true
@@ -150,7 +150,8 @@ class Environment:
         shutil.rmtree(self.folder, ignore_errors=True)
         pip = self._venv()
         self._run([*pip, "install", *PIP, "--require-hashes", "-r", self.lock])
-        self._run([*pip, "install", *PIP, "--no-deps", "--no-index", *self.wheels])
+        if self.wheels:
+            self._run([*pip, "install", *PIP, "--no-deps", "--no-index", *self.wheels])
         layout.write_file(os.path.join(self.folder, STAMP), self.python.encode(), 0o644)
 
     def _venv(self):

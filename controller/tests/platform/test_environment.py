@@ -159,3 +159,17 @@ def test_the_pip_of_whoever_runs_ansible_serves_where_there_is_no_ensurepip(
         [folder / "e/bin/python", "-m", "pip", "--version"], capture_output=True, text=True, check=True
     )
     assert str(folder / "e/lib") in version.stdout, "so that environments made from this one have a pip too"
+
+
+@pytest.mark.slow
+def test_an_environment_of_a_lock_elsewhere_and_no_wheels(module: Module, folder: pathlib.Path) -> None:
+    wheel(folder / "files", "unused")
+    (folder / "mine.txt").write_text("# nothing\n")
+    wanted = {"path": folder / "e", "files": folder / "files", "lock": folder / "mine", "wheels": []}
+    made = module("environment", **wanted)
+    assert made["changed"], made
+    assert module("environment", **wanted)["changed"] is False
+    packages = [path.name for path in pathlib.Path(made["folder"]).glob("lib/python3*/site-packages/*")]
+    assert not [name for name in packages if name.startswith("small")]
+    (folder / "mine.txt").write_text("# other\n")
+    assert module("environment", **wanted)["folder"] != made["folder"]

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import clachan
-from clachan.cli import accounts, image, instances, login, nodes, records, request, software, supply
+from clachan.cli import accounts, image, instances, lab, login, nodes, records, request, software, supply
 from clachan.cli.errors import FAILED, INTERRUPTED, explain, leave, say
 from clachan.cli.extras import agent, controller, lake
 
@@ -53,6 +53,7 @@ app.command("request", rich_help_panel="Instances")(request.request)
 app.add_typer(instances.app, name="instance", rich_help_panel="Instances")
 app.add_typer(software.app, name="software", rich_help_panel="Instances")
 app.add_typer(image.app, name="image", rich_help_panel="Instances")
+app.add_typer(lab.app, name="lab", rich_help_panel="Instances")
 app.command("supply", rich_help_panel="Instances")(supply.supply)
 app.add_typer(nodes.app, name="node", rich_help_panel="Machines")
 app.command("inventory", rich_help_panel="Machines")(records.inventory)

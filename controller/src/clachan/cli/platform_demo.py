@@ -166,7 +166,7 @@ def _recording(lake: "Lake", tag: str, digest: str, described: dict[str, Any]) -
         rate=array.attrs["rate"],
         dtype=str(array.dtype),
         peak_hz=pictures.peak_hz(array),
-        warnings=list(described["transformation"]["warnings"]),
+        warnings=[text for one in described["transformations"] for text in one["warnings"]],
     )
 
 

@@ -1,0 +1,160 @@
+# Copyright: (c) The Clachan maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What stands in the slot of a lab: the settings of its server, its kernels, their lock files, what opens the lake."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: lab_files
+short_description: The files of a lab's slot
+author:
+  - The Clachan maintainers (@clachan)
+description:
+  - Gives the files of an instance of the software P(clachan.platform.lab#role), for the option RV(ignore:files) of the
+    module P(clachan.platform.slot#module).
+  - The server listens at the slot's address and port, serves the slot's own files, and starts no kernel but C(science)
+    and those of the environments.
+options:
+  _input:
+    description: The variable C(clachan_instance) of the lab.
+    type: dict
+    required: true
+  wanted:
+    description: The lab's options, without their prefix. Those about the lake may be empty.
+    type: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Describe the lab
+  clachan.platform.slot:
+    files: "{{ clachan_instance | clachan.platform.lab_files(wanted) }}"
+"""
+
+RETURN = r"""
+_value:
+  description: Files by their path in the slot.
+  type: dict
+"""
+
+import json
+import os
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.clachan.platform.plugins.module_utils.names import is_name
+
+SCIENCE = "science"
+TITLES = {SCIENCE: "Science"}
+CHECK = "etc/check.py"
+EXTENSION = "--ext=clachan_lake.notebook"
+FILES = "var/home"
+NOTEBOOKS = ("waveform", "fitting", "time_travel", "away")
+SOCKET_PATH, SOCKET_NAME = 107, len("/var/run/kernel-%s-ipc-1" % ("-" * 36))
+UNUSED = ("jupyter_lsp", "jupyter_server_terminals", "notebook_shim")
+"""Extensions of the server that would cost memory for nothing, and the terminals, see below."""
+
+
+def lab_files(instance, wanted):
+    slot = str(instance["slot"]["directory"])
+    home = os.path.dirname(os.path.dirname(slot))
+    pythons = {SCIENCE: home + "/envs/science/bin/python"}
+    for environment in wanted["environments"]:
+        name = str(environment["name"])
+        if not is_name(name) or name in pythons:
+            raise AnsibleFilterError("lab_environments name: %r, expected another name ([a-z][a-z0-9_]{0,30})" % name)
+        pythons[name] = "%s/var/environments/%s/bin/python" % (slot, name)
+    files = {
+        "etc/token": _content(str(wanted["token"])),
+        "etc/lake-token": _content("%s\n" % wanted["lake_token"]),
+        "etc/build": _content("%s\n" % instance["digest"]),
+        CHECK: {"copy": "check.py"},
+        # without it Jupyter would look for settings of 2015 to take over, and write this file where it may not
+        "etc/jupyter/migrated": _content("nothing\n"),
+        "etc/jupyter/jupyter_server_config.json": _json(_server(instance, slot, sorted(pythons))),
+    }
+    for name, python in pythons.items():
+        files["etc/data/kernels/%s/kernel.json" % name] = _json(_kernel(name, python, slot, instance, wanted))
+    for environment in wanted["environments"]:
+        files["etc/environments/%s.txt" % environment["name"]] = _content(str(environment["lock"]))
+    for name in NOTEBOOKS:
+        # its owner cannot write to it, so Jupyter says so before one has worked in it, and offers to save it elsewhere
+        files["%s/examples/%s.ipynb" % (FILES, name)] = {"copy": "notebooks/%s.ipynb" % name, "mode": "0440"}
+    return files
+
+
+def _server(instance, slot, kernels):
+    place = instance["slot"]
+    return {
+        "ServerApp": {
+            "ip": str(place["addresses"]["ipv4"]),
+            "port": int(place["ports"]["first"]),
+            "port_retries": 0,
+            "root_dir": "%s/%s" % (slot, FILES),
+            "open_browser": False,
+            "quit_button": False,
+            "allow_external_kernels": False,
+            # what ran in them would be beside the limit of a kernel; in a notebook `!command` is within it
+            "terminals_enabled": False,
+            "jpserver_extensions": dict.fromkeys(UNUSED, False),
+        },
+        "LabApp": {
+            "extension_manager": "readonly",
+            "news_url": None,
+            "check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+            "user_settings_dir": slot + "/var/lab/settings",
+            "workspaces_dir": slot + "/var/lab/workspaces",
+        },
+        "FileContentsManager": {"delete_to_trash": False},
+        "KernelSpecManager": {"ensure_native_kernel": False, "allowed_kernelspecs": kernels},
+        "MultiKernelManager": {"default_kernel_name": SCIENCE},
+        # over TCP whoever is on the node could listen to what a kernel prints; the path of a socket must not be long
+        "KernelManager": {"transport": "ipc" if len(slot) + SOCKET_NAME <= SOCKET_PATH else "tcp"},
+    }
+
+
+def _kernel(name, python, slot, instance, wanted):
+    limit = "--data=%d" % (int(wanted["memory_mib"]) << 20)
+    threads = str(max(1, int(instance["slot"]["limits"]["cpu_milli"]) // 1000))
+    lake = {
+        "CLACHAN_LAKE": wanted["lake_url"],
+        "CLACHAN_LAKE_TOKEN_FILE": slot + "/etc/lake-token" if wanted["lake_token"] else "",
+    }
+    return {
+        # the limit is of what is allocated, and holds for what the kernel starts, too
+        "argv": [
+            "/usr/bin/prlimit",
+            limit,
+            python,
+            "-I",
+            "-m",
+            "ipykernel_launcher",
+            EXTENSION,
+            "-f",
+            "{connection_file}",
+        ],
+        "display_name": TITLES.get(name, name),
+        "language": "python",
+        "metadata": {"debugger": True},
+        # each of their threads takes of the limit, and a big node has many processors
+        "env": dict(
+            {key: str(value) for key, value in lake.items() if value},
+            PATH="%s:/usr/local/bin:/usr/bin:/bin" % os.path.dirname(python),
+            MPLCONFIGDIR=slot + "/var/cache/matplotlib",
+            OMP_NUM_THREADS=threads,
+            OPENBLAS_NUM_THREADS=threads,
+        ),
+    }
+
+
+def _content(text):
+    return {"content": text}
+
+
+def _json(document):
+    return _content(json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+class FilterModule:
+    def filters(self):
+        return {"lab_files": lab_files}
