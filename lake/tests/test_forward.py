@@ -1,5 +1,6 @@
 """The forwarder against a real lake: nothing lost, nothing doubled, whatever is killed or changed."""
 
+import errno
 import json
 import os
 import random
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clachan_lake.forward import config, shipping
 from clachan_lake.forward.files import scan, tag_of
+from clachan_lake.forward.sender import Sender
 from clachan_lake.forward.state import Shipped, State
-from clachan_lake.forward.status import faults
+from clachan_lake.forward.status import faults, summary
 
 from .making import TOKEN, Server, tone, wait_for, wav
 
@@ -208,6 +211,108 @@ def test_what_the_lake_refuses_is_said_and_the_rest_goes_on(forwarder: Forwarder
     arrived(server, "b-free", b"free")
     wait_for(lambda: forwarder.status()["files"].get("refused") == 1, "refusal")
     assert "stream a-taken, policy: raw, expected wav" in faults(forwarder.status_file, 60)[0]
+
+
+def test_a_policy_may_name_streams_otherwise(forwarder: Forwarder, server: Server) -> None:
+    server.session.put(
+        f"{server.url}/policies/meta?name=named",
+        json={"pattern": r"named/(?P<file>\w+)", "name": "logs/{file}"},
+        timeout=20,
+    )
+    forwarder.config["policy"] = "named"
+    data = os.urandom(2500)
+    path = forwarder.write("named/a", data)
+    forwarder.start()
+    arrived(server, "logs/a", data)
+    forwarder.stop()
+    for file in forwarder.directory.glob("state.db*"):
+        file.unlink()
+    # other pieces than before: only what the lake has tells where to go on
+    forwarder.config["chunk_bytes"] = 700
+    with path.open("ab") as file_:
+        file_.write(b"and more")
+    forwarder.start()
+    arrived(server, "logs/a", data + b"and more")
+    wait_for(lambda: forwarder.status()["files"]["done"] == 1, "done")
+    assert server.stream("logs/a")["chunks"] == 4
+
+
+def test_what_becomes_a_dead_letter_is_counted(forwarder: Forwarder, server: Server) -> None:
+    wanted = {"pattern": "odd/.+", "unmatched": "dead"}
+    server.session.put(f"{server.url}/policies/meta?name=odd", json=wanted, timeout=20)
+    forwarder.config["policy"] = "odd"
+    forwarder.write("even/a", b"no policy's")
+    forwarder.start()
+    wait_for(lambda: forwarder.status_file.exists() and forwarder.status()["dead_letters"] == 1, "dead letter")
+    [letter] = [one for one in server.get("/dead").json()["items"] if one["policy"] == "odd"]
+    assert (letter["tag"], letter["length"]) == ("even/a", 11)
+    assert faults(forwarder.status_file, 60) == []
+    assert "1 chunks are dead letters" in summary(forwarder.status_file)
+
+
+def test_a_token_that_may_only_send_is_enough(forwarder: Forwarder, server: Server) -> None:
+    made = server.session.post(f"{server.url}/tokens", json={"scopes": ["ingest:raw"]}, timeout=20)
+    (forwarder.directory / "token").write_text(made.json()["token"])
+    first, second = b"first" * 500, b"second" * 300
+    path = forwarder.write("sent", first)
+    forwarder.start()
+    arrived(server, "sent", first)
+    wait_for(lambda: forwarder.status()["files"]["done"] == 1, "done")
+    draft = forwarder.files / ".draft"
+    draft.write_bytes(second)
+    draft.rename(path)
+    arrived(server, "sent@2", second)
+    wait_for(lambda: forwarder.status()["files"]["done"] == 1, "done")
+    with path.open("ab") as file:
+        file.write(b"more")
+    arrived(server, "sent@2", second + b"more")
+    assert server.get("/streams/data", name="sent").content == first
+    wait_for(lambda: forwarder.status()["files"]["done"] == 1, "done")
+    forwarder.stop()
+    # without its memory it sends again, and the lake knows the chunks
+    for file_ in forwarder.directory.glob("state.db*"):
+        file_.unlink()
+    path.write_bytes(first)
+    forwarder.start()
+    wait_for(lambda: forwarder.status_file.exists() and forwarder.status()["files"].get("done") == 1, "done")
+    assert server.get("/streams/data", name="sent").content == first
+    assert faults(forwarder.status_file, 60) == []
+
+
+def test_a_full_disk_of_its_own_holds_up_and_loses_nothing(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent cannot be noted, and the status not be written; then there is room again."""
+    made = Forwarder(tmp_path, server)
+    state = State(tmp_path / "state.db")
+    (tmp_path / "forward.json").write_text(json.dumps(made.config))
+    settings = config.load(tmp_path / "forward.json")
+    sender = Sender(settings, TOKEN)
+    contents = {f"{'x' * 200}/{number:03}": os.urandom(2500) for number in range(40)}
+    for name, data in contents.items():
+        made.write(name, data)
+    pages = state._db.execute("PRAGMA page_count").fetchone()[0]
+    state._db.execute(f"PRAGMA max_page_count = {pages}")
+    turns = iter(range(6))
+
+    def wait(_seconds: float) -> bool:
+        turn = next(turns)
+        if turn == 2:
+            assert "full" in str(forwarder._status.last_error)
+            state._db.execute("PRAGMA max_page_count = 1000000")
+        return turn < 5
+
+    def full(path: Path, status: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shipping, "write", full)
+    forwarder = shipping.Forwarder(settings, state, sender, wait)
+    forwarder.run()
+    for name, data in contents.items():
+        arrived(server, name, data)
+        assert server.stream(name)["chunks"] == 3
+    sender.close()
+    state.close()
 
 
 @pytest.mark.slow

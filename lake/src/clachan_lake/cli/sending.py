@@ -5,18 +5,21 @@ from typing import Any
 
 from clachan_lake.errors import RemoteError
 from clachan_lake.forward.config import Config
-from clachan_lake.forward.sender import RefusedError, Sender, UnreachableError
+from clachan_lake.forward.connection import UnreachableError
+from clachan_lake.forward.sender import RefusedError, Sender
 from clachan_lake.forward.shipping import chunk_id
 from clachan_lake.settings import read_token
 
 CHUNK_BYTES = 4 << 20
 
 
-def send_file(url: str, token_file: Path | None, policy: str, file: Path) -> dict[str, Any]:
+def send_file(
+    url: str, token_file: Path | None, policy: str, file: Path, ca_file: Path | None = None
+) -> dict[str, Any]:
     """Name and bytes of the stream; raises RemoteError when the lake refuses a chunk or does not answer."""
     if token_file is None:
         raise ValueError("option --token-file: missing, expected the file with the lake's token")
-    config = Config(directory=file.parent, url=url, token_file=token_file, state=file, status=file, policy=policy)
+    config = Config(url=url, token_file=token_file, state=file, status=file, policy=policy, ca_file=ca_file)
     sender = Sender(config, read_token(token_file))
     name, size, offset = file.name, file.stat().st_size, 0
     try:

@@ -1,4 +1,5 @@
-"""The forwarder: ships every file below a directory to an ingestion endpoint, each as a stream in chunks.
+"""The forwarder: ships every file below a directory to an ingestion endpoint, each as a stream in chunks; and what
+stands in no file, this machine's metrics and the platform's usage records (`recording`), over a spool.
 
 What was acknowledged is remembered in SQLite (`state`), and every chunk carries an id made of its tag, place and
 content, and its place: so what is sent again after a kill is known to the lake, and nothing is lost or doubled. When

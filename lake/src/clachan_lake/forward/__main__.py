@@ -5,11 +5,15 @@ import logging
 import signal
 import sys
 import threading
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from clachan_lake.forward import config, status
+from clachan_lake.forward.recording import recorders
+from clachan_lake.forward.records import Records
 from clachan_lake.forward.sender import Sender
 from clachan_lake.forward.shipping import Forwarder
+from clachan_lake.forward.spool import Spool
 from clachan_lake.forward.state import State
 from clachan_lake.settings import read_token
 
@@ -22,6 +26,7 @@ def run(path: Path) -> int:
     try:
         settings = config.load(path)
         token = read_token(settings.token_file)
+        usage_token = read_token(settings.usage_token_file) if settings.usage_token_file else ""
     except (ValueError, OSError) as error:
         log.error("%s", error)
         return 2
@@ -29,18 +34,32 @@ def run(path: Path) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        state = State(settings.state)
+        _ship(settings, token, usage_token, stop)
     except (OSError, ValueError) as error:
         log.error("%s", error)
         return 1
-    sender = Sender(settings, token)
-    log.info("shipping %s to %s", settings.directory, settings.url)
-    try:
-        Forwarder(settings, state, sender, lambda seconds: not stop.wait(seconds)).run()
-    finally:
-        sender.close()
-        state.close()
     return 0
+
+
+def _ship(settings: config.Config, token: str, usage_token: str, stop: threading.Event) -> None:
+    """Until `stop`; raises OSError or ValueError when it cannot begin."""
+    with ExitStack() as opened:
+        state = opened.enter_context(closing(State(settings.state)))
+        sender = opened.enter_context(closing(Sender(settings, token)))
+        records, recording = None, []
+        if settings.records:
+            spool = opened.enter_context(closing(Spool(settings.spool_file, settings.spool_mib << 20)))
+            recording = recorders(settings, spool, usage_token, stop)
+            records = Records(settings, spool, sender, recording)
+        for recorder in recording:
+            recorder.start()
+        log.info("shipping %s to %s", settings.directory or "records", settings.url)
+        try:
+            Forwarder(settings, state, sender, lambda seconds: not stop.wait(seconds), records).run()
+        finally:
+            stop.set()
+            for recorder in recording:
+                recorder.join(5)
 
 
 def check(path: Path, maximum_lag: float) -> int:

@@ -1,19 +1,18 @@
-"""The requests that the forwarder makes of the lake, over one kept connection."""
+"""The requests that the forwarder makes of the lake."""
 
-import http.client
+import gzip
 import json
-import ssl
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from clachan_lake.forward.config import Config
+from clachan_lake.forward.connection import Answer, Connection, UnreachableError, reason
 
-ANSWER_BYTES = 1 << 20
-
-
-class UnreachableError(ConnectionError):
-    """The lake does not answer, or cannot take anything now; try again later."""
+GZIP_LEVEL = 1
+GZIP_BYTES = 512
+"""What is shorter is sent as it is."""
+REFUSALS = frozenset({400, 409, 413, 415})
 
 
 class RefusedError(ValueError):
@@ -22,6 +21,10 @@ class RefusedError(ValueError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class HiddenError(PermissionError):
+    """What the lake has cannot be seen: the token may only send, or the stream's beginning is not kept."""
 
 
 @dataclass(frozen=True)
@@ -33,78 +36,62 @@ class Known:
 
 
 class Sender:
+    """Raises OSError when the CA's file cannot be read. `dead_letters` counts what no policy took."""
+
     def __init__(self, config: Config, token: str) -> None:
-        parts = urlsplit(config.url)
-        self._host = parts.hostname or ""
-        self._port = parts.port
-        self._base = parts.path.rstrip("/")
-        self._policy = quote(config.policy, safe="")
-        self._timeout = config.timeout_seconds
-        self._context = (
-            ssl.create_default_context(cafile=str(config.ca_file) if config.ca_file else None)
-            if parts.scheme == "https"
-            else None
-        )
-        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"}
-        self._connection: http.client.HTTPConnection | None = None
+        self._policy = config.policy
+        self._records_policy = config.records_policy
+        self._gzip = config.gzip
+        self.dead_letters = 0
+        self._connection = Connection("lake", config.url, token, config.timeout_seconds, config.ca_file)
 
     def send(self, tag: str, data: bytes, chunk_id: str, offset: int, final: bool) -> None:
         """Returns when the lake has it. Raises RefusedError, UnreachableError."""
         query = {"reference": tag, "chunk_id": chunk_id, "offset": offset, "final": int(final)}
-        status, body = self._request("POST", f"/ingest/{self._policy}?{urlencode(query)}", data)
-        if status == 204:
-            return
-        if status in {400, 409, 413}:
-            raise RefusedError(status, _message(status, body))
-        raise UnreachableError(_message(status, body))
+        self._ingest(self._policy, query, data)
+
+    def send_records(self, tag: str, data: bytes, chunk_id: str) -> None:
+        """As `send`, wherever the stream ends: others may write to it too."""
+        self._ingest(self._records_policy, {"reference": tag, "chunk_id": chunk_id}, data)
 
     def known(self, tag: str, size: int) -> Known | None:
-        """The stream's size, and the digest of its first `size` bytes, or of all if it has fewer; None without one."""
-        status, body = self._request("GET", f"/streams/meta?{urlencode({'name': tag})}", None)
-        if status == 404:
+        """The size of the tag's stream, and the digest of its first `size` bytes, or of all if it has fewer; None
+        without one. Raises HiddenError, UnreachableError."""
+        place = self._look("policies/place", name=self._policy, reference=tag)
+        if place is None or place["kind"] != "stream":
             return None
-        total = int(_json(status, body)["size"])
-        query = urlencode({"name": tag, "size": min(size, total)})
-        return Known(total, str(_json(*self._request("GET", f"/streams/sha256?{query}", None))["sha256"]))
+        stream = self._look("streams/meta", name=place["name"])
+        if stream is None:
+            return None
+        total = int(stream["size"])
+        digest = self._look("streams/sha256", name=place["name"], size=min(size, total))
+        return Known(total, str(digest["sha256"])) if digest else None
+
+    def _look(self, path: str, **query: Any) -> dict[str, Any] | None:
+        answer = self._connection.request("GET", f"/{path}?{urlencode(query)}")
+        if answer.status in {403, 416}:
+            raise HiddenError(reason(answer, 200))
+        return None if answer.status == 404 else _json(answer)
 
     def close(self) -> None:
-        if self._connection:
-            self._connection.close()
-            self._connection = None
+        self._connection.close()
 
-    def _request(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        try:
-            connection = self._connect()
-            connection.request(method, self._base + path, body, self._headers)
-            answer = connection.getresponse()
-            data = answer.read(ANSWER_BYTES)
-            if answer.will_close or not answer.isclosed():
-                self.close()
-            return answer.status, data
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise UnreachableError(f"lake {self._host}:{self._port}: {error!r}, expected an answer") from error
-
-    def _connect(self) -> http.client.HTTPConnection:
-        if self._connection is None:
-            if self._context:
-                self._connection = http.client.HTTPSConnection(
-                    self._host, self._port, timeout=self._timeout, context=self._context
-                )
-            else:
-                self._connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
-        return self._connection
+    def _ingest(self, policy: str, query: dict[str, Any], data: bytes) -> None:
+        headers = {"Content-Type": "application/octet-stream"}
+        if self._gzip and len(data) >= GZIP_BYTES:
+            # no time in it: the same bytes are sent again
+            data, headers["Content-Encoding"] = gzip.compress(data, GZIP_LEVEL, mtime=0), "gzip"
+        answer = self._connection.request("POST", f"/ingest/{quote(policy, safe='')}?{urlencode(query)}", data, headers)
+        if answer.status == 204:
+            self.dead_letters += answer.dead
+            return
+        if answer.status in REFUSALS:
+            raise RefusedError(answer.status, reason(answer, 204))
+        raise UnreachableError(reason(answer, 204), answer.retry_after, answer.status)
 
 
-def _json(status: int, body: bytes) -> dict[str, Any]:
-    if status != 200:
-        raise UnreachableError(_message(status, body))
-    document: dict[str, Any] = json.loads(body)
+def _json(answer: Answer) -> dict[str, Any]:
+    if answer.status != 200:
+        raise UnreachableError(reason(answer, 200), answer.retry_after, answer.status)
+    document: dict[str, Any] = json.loads(answer.body)
     return document
-
-
-def _message(status: int, body: bytes) -> str:
-    try:
-        return f"{status} {json.loads(body)['error']['message']}"
-    except (ValueError, KeyError, TypeError):
-        return f"{status}, expected 204"

@@ -9,13 +9,16 @@ import hashlib
 import logging
 import os
 import random
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from clachan_lake.forward.config import Config
+from clachan_lake.forward.connection import UnreachableError
 from clachan_lake.forward.files import Seen, open_file, prefix_digest, scan, tag_of
-from clachan_lake.forward.sender import RefusedError, Sender, UnreachableError
+from clachan_lake.forward.records import Records
+from clachan_lake.forward.sender import HiddenError, RefusedError, Sender
 from clachan_lake.forward.state import Shipped, State
 from clachan_lake.forward.status import Status, write
 
@@ -25,14 +28,24 @@ GENERATIONS = 1000
 PAUSE_SECONDS = (0.5, 10.0)
 REFUSED_SECONDS = 60.0
 STATUS_SECONDS = 2.0
+OF_ONE_POLICY = frozenset({403, 404})
+"""What the lake answers when only the policy is not there, or not for this token: another one may be."""
 
 
 class Forwarder:
     """`wait(seconds)` sleeps and says whether to go on."""
 
-    def __init__(self, config: Config, state: State, sender: Sender, wait: Callable[[float], bool]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        state: State,
+        sender: Sender,
+        wait: Callable[[float], bool],
+        records: Records | None = None,
+    ) -> None:
         self._config = config
-        self._directory = str(config.directory)
+        self._directory = str(config.directory) if config.directory else ""
+        self._records = records
         self._state = state
         self._sender = sender
         self._wait = wait
@@ -45,25 +58,38 @@ class Forwarder:
 
     def run(self) -> None:
         """Until `wait` says to stop."""
-        pause = 0.0
+        backoff = 0.0
         going = True
         self._tell(force=True)
         while going:
             try:
                 more = self.turn()
                 self._status.failing_since = None
-                pause = 0.0 if more else self._config.scan_seconds
-            except UnreachableError as error:
+                backoff, pause = 0.0, 0.0 if more else self._config.scan_seconds
+            except (UnreachableError, sqlite3.Error) as error:
+                # what cannot be noted (a full disk) counts as not sent: the lake knows it when it comes again
                 self._complain(str(error))
                 self._status.failing_since = self._status.failing_since or time.time()
                 low, high = PAUSE_SECONDS
-                pause = min(high, max(low, pause * 2)) * random.uniform(0.8, 1.2)  # noqa: S311
+                backoff = min(high, max(low, backoff * 2)) * random.uniform(0.8, 1.2)  # noqa: S311
+                # as long as the lake said, and not all who wait at the same moment
+                said = error.retry_after if isinstance(error, UnreachableError) else 0.0
+                pause = max(backoff, said * random.uniform(1.0, 1.2))  # noqa: S311
             self._tell()
             going = self._wait(pause)
         self._tell(force=True)
 
     def turn(self) -> bool:
         """Look once and ship what is due; True when something was left for the next turn at once."""
+        try:
+            more = bool(self._directory) and self._ship_files()
+        except UnreachableError as error:
+            if self._records and error.status in OF_ONE_POLICY:
+                self._records.ship()
+            raise
+        return bool(self._records and self._records.ship()) or more
+
+    def _ship_files(self) -> bool:
         found, faults = scan(self._directory)
         for fault in faults:
             self._complain(fault)
@@ -142,7 +168,10 @@ class Forwarder:
         """Find which stream is this file's, and how far the lake has it."""
         one = self._shipped.get(seen.path) or Shipped(seen.path, seen.identity)
         for generation in range(one.generation, GENERATIONS):
-            known = self._sender.known(tag_of(seen.path, generation), seen.size)
+            try:
+                known = self._sender.known(tag_of(seen.path, generation), seen.size)
+            except HiddenError:
+                return self._remember(_believed(one, seen))
             position = known.size if known else 0
             if known is None or (known.size <= seen.size and prefix_digest(descriptor, known.size) == known.sha256):
                 return self._remember(
@@ -196,7 +225,22 @@ class Forwarder:
         self._written = now
         self._status.count(self._shipped.values())
         self._status.lag_seconds = round(max((now - since for since in self._waiting.values()), default=0.0), 1)
-        write(self._config.status, self._status)
+        self._status.dead_letters = self._sender.dead_letters
+        if self._records:
+            self._status.records = self._records.describe()
+        try:
+            write(self._config.status, self._status)
+        except OSError as error:
+            # then the file grows old, which is a fault that is told
+            log.warning("status %s: %s, expected to write it", self._config.status, error.strerror)
+
+
+def _believed(one: Shipped, seen: Seen) -> Shipped:
+    """Where it is by what is remembered, when the lake's side cannot be seen: another file is another stream."""
+    if one.identity != seen.identity or seen.size < one.position:
+        generation = one.generation + (one.position > 0)
+        return Shipped(seen.path, seen.identity, generation, 0, seen.mtime_ns, changed=time.time())
+    return replace(one, mtime_ns=seen.mtime_ns, status="open", changed=time.time())
 
 
 def chunk_id(tag: str, offset: int, data: bytes) -> str:

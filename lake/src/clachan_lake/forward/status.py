@@ -24,9 +24,14 @@ class Status:
     lag_seconds: float = 0.0
     sent_chunks: int = 0
     sent_bytes: int = 0
+    dead_letters: int = 0
+    """Chunks that came to the lake's dead letters, since the forwarder runs."""
     failing_since: float | None = None
     last_error: str | None = None
     last_error_at: float | None = None
+    records: dict[str, Any] = field(default_factory=dict)
+    """Of what stands in no file: lines and bytes that wait in the spool, lines lost (and when last), and since when and
+    why recording fails."""
     refused: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
 
@@ -61,11 +66,29 @@ def faults(path: Path, maximum_lag: float) -> list[str]:
         found.append(f"lake: not reached for {now - status['failing_since']:.0f} s: {status['last_error']}")
     if status["lag_seconds"] > maximum_lag:
         found.append(f"lag: {status['lag_seconds']} s, expected at most {maximum_lag:.0f}: {status['last_error']}")
-    return [*found, *status["refused"], *status["lost"]]
+    return [*found, *_record_faults(status.get("records") or {}, now, maximum_lag), *status["refused"], *status["lost"]]
+
+
+def _record_faults(records: dict[str, Any], now: float, maximum_lag: float) -> list[str]:
+    found = [
+        f"{name}: failing for {now - since:.0f} s: {message}"
+        for name, (since, message) in records.get("failing", {}).items()
+        if now - since > maximum_lag
+    ]
+    if records.get("lag_seconds", 0) > maximum_lag:
+        found.append(f"records: wait for {records['lag_seconds']:.0f} s, expected at most {maximum_lag:.0f}")
+    if records.get("lost") and now - records["lost_at"] < LOST_SECONDS:
+        found.append(
+            f"records: {records['lost']} lost in all, the last {now - records['lost_at']:.0f} s ago: spool full"
+        )
+    return [*found, *records.get("refused", [])]
 
 
 def summary(path: Path) -> str:
     """One line for the promise that passes."""
     status = json.loads(path.read_bytes())
     files = ", ".join(f"{count} {name}" for name, count in status["files"].items() if count) or "none"
-    return f"files: {files}; lag {status['lag_seconds']} s"
+    records = status.get("records")
+    more = f"; records: {records['lines']} waiting, {records['sent']} sent" if records else ""
+    more += f"; {status['dead_letters']} chunks are dead letters" if status.get("dead_letters") else ""
+    return f"files: {files}; lag {status['lag_seconds']} s{more}"
