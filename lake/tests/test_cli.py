@@ -67,7 +67,7 @@ def test_list_and_show(sent: Server) -> None:
         assert "expected RIFF....WAVE" in shown
         items = json.loads(cli("list", *lake, "--json"))
         assert [item["name"] for item in items["arrays"]] == ["24.wav", "tone.wav"]
-        assert items["streams"][0]["transformation"]["state"] == "done"
+        assert items["streams"][0]["transformations"][0]["state"] == "done"
         one = json.loads(cli("show", lake[0], "tone.wav", *lake[1:], "--json"))
         assert one["array"]["shape"] == [8000, 1]
         assert one["stream"]["sha256"] == hashlib.sha256(wav(tone(440, 1))).hexdigest()

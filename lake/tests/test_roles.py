@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 import requests
+from clachan_lake.opening import open_lake
 
 from .making import tone, wait_for, wav
+from .test_forward_records import USAGE_TOKEN, Controller, controller, record
 
+__all__ = ["controller"]
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 NODE = "5a0f0d4e-0000-4000-8000-0000000000aa"
@@ -75,7 +78,7 @@ class Home:
         self.records[f"home.{name}"] = {"clachan_instance": instance, **parameters}
         return slot
 
-    def converge(self) -> str:
+    def converge(self, *options: str) -> str:
         hosts = sorted(set(self.records) - {"here"})
         inventory = {
             "format": 1,
@@ -96,7 +99,7 @@ class Home:
             "ANSIBLE_COLLECTIONS_PATH": str(self.directory / "collections"),
             "ANSIBLE_NOCOLOR": "1",
         }
-        command = [str(BIN / "ansible-playbook"), "-i", "clachan.yml", "--diff", "clachan.platform.converge"]
+        command = [str(BIN / "ansible-playbook"), "-i", "clachan.yml", "--diff", "clachan.platform.converge", *options]
         done = subprocess.run(command, cwd=self.directory, env=variables, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -144,7 +147,7 @@ def test_lake_and_forwarder_do_their_work(tmp_path: Path, running: "list[subproc
     lake = home.add("lake", 0, ["lake_token"], lake_token=secret, lake_idle_seconds=60)
     home.converge()
     published = home.published(lake)
-    assert published["token"] == secret
+    assert (published["token"], published["certificate"]) == (secret, "")
     forwarder = home.add(
         "forwarder",
         1,
@@ -152,6 +155,7 @@ def test_lake_and_forwarder_do_their_work(tmp_path: Path, running: "list[subproc
         forwarder_directory=str(recordings),
         forwarder_url=published["url"],
         forwarder_token=published["token"],
+        forwarder_ca=published["certificate"],
         forwarder_stable_seconds=0,
     )
     first = home.converge()
@@ -187,8 +191,95 @@ def test_lake_and_forwarder_do_their_work(tmp_path: Path, running: "list[subproc
     assert Path(published["blobs"]).is_dir()
 
 
-def answered(url: str) -> bool:
+def answered(url: str, ca: Path | None = None) -> bool:
     try:
-        return requests.get(url, timeout=5).status_code == 200
+        return requests.get(url, timeout=5, verify=str(ca) if ca else None).status_code == 200
     except requests.ConnectionError:
         return False
+
+
+def records(published: dict[str, Any], name: str, ca: Path) -> list[dict[str, Any]]:
+    """The lines of a stream."""
+    answer = requests.get(
+        f"{published['url']}/streams/data",
+        params={"name": name},
+        headers={"Authorization": f"Bearer {published['token']}"},
+        timeout=9,
+        verify=str(ca),
+    )
+    return [json.loads(line) for line in answer.content.splitlines()] if answer.status_code == 200 else []
+
+
+POLICIES = [
+    {"name": "raw"},
+    {"name": "log.s", "pattern": r"(?P<host>\w+)/(?P<file>.+)", "target": "logs/{host}/{file}", "keep_bytes": 4096},
+]
+COLUMNS = {"window_start": "datetime64[ms]", "path": "S64", "meter": "S32", "quantity": "int64"}
+METERED = {
+    "name": "metered",
+    "function": "jsonl",
+    "source": {"kind": "stream", "pattern": "usage"},
+    "output": "metered",
+    "options": {"columns": [{"name": name, "dtype": dtype} for name, dtype in COLUMNS.items()]},
+}
+
+
+@pytest.mark.slow
+def test_behind_tls_with_policies_metrics_and_usage(
+    tmp_path: Path, running: "list[subprocess.Popen[bytes]]", controller: str
+) -> None:
+    Controller.records = [record(number) for number in range(3)]
+    home = Home(tmp_path, "127.77.0.2")
+    secret = "s3cret-token-of-the-lake"
+    options = {"lake_tls": True, "lake_policies": POLICIES, "lake_transformations": [METERED]}
+    lake = home.add("lake", 0, ["lake_token"], lake_token=secret, **options)
+    home.converge("--check")
+    assert list((lake / "var").iterdir()) == list((lake / "etc").iterdir()) == []
+    home.converge()
+    published = home.published(lake)
+    assert published["url"].startswith("https://127.77.0.2:")
+    assert (
+        published["certificate"]
+        == (lake / "var/certificate.pem").read_text()
+        == (lake / "etc/certificate.pem").read_text()
+    )
+    assert (lake / "var/key.pem").stat().st_mode & 0o777 == 0o600
+    files = tmp_path / "files" / "web"
+    files.mkdir(parents=True)
+    (files / "access.log").write_text("line\n" * 400)
+    forwarder = home.add(
+        "forwarder",
+        1,
+        ["forwarder_token", "forwarder_usage_token"],
+        forwarder_directory=str(files.parent),
+        forwarder_url=published["url"],
+        forwarder_token=secret,
+        forwarder_ca=published["certificate"],
+        forwarder_policy="log.s",
+        forwarder_gzip=True,
+        forwarder_metrics=True,
+        forwarder_usage_url=controller,
+        forwarder_usage_token=USAGE_TOKEN,
+        forwarder_stable_seconds=0,
+    )
+    first = home.converge()
+    assert not {word for word in (secret, USAGE_TOKEN) if word in first}
+    assert re.search(r"home\.lake +: ok=\d+ +changed=0 ", first)
+    assert "changed=0" in home.converge().partition("PLAY RECAP")[2]
+    running.append(start(lake, "lake"))
+    ca = lake / "etc/certificate.pem"
+    wait_for(lambda: answered(f"{published['url']}/healthz", ca), "healthz", 30)
+    # the promise of the agent does not look at the certificate, which is the slot's own
+    assert json.loads((lake / "etc/promises.d/answers.json").read_text())["url"] == f"{published['url']}/healthz"
+    settings = json.loads((forwarder / "etc/forwarder.json").read_text())
+    settings["records_flush_seconds"] = 1
+    (forwarder / "etc/forwarder.json").write_text(json.dumps(settings))
+    running.append(start(forwarder, "forwarder"))
+    wait_for(lambda: len(records(published, "usage", ca)) == 3, "usage", 30)
+    wait_for(lambda: records(published, "metrics/here", ca), "metrics", 30)
+    assert records(published, "usage", ca) == Controller.records
+    with open_lake(published["url"], token=secret, ca=ca) as opened:
+        wait_for(lambda: "logs/web/access.log" in opened.streams, "file", 30)
+        wait_for(lambda: opened.streams["logs/web/access.log"].size == 2000, "file", 30)
+        wait_for(lambda: "metered" in opened.arrays and len(opened.arrays["metered"]) == 3, "metered", 30)
+        assert opened.arrays["metered"][:]["quantity"].tolist() == [0, 1, 2]

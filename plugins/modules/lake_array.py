@@ -14,17 +14,6 @@ description:
   - Makes an array of zeros, or the empty one that somebody else will append to, sets its attributes, or deletes it.
   - An array that is there is never resized, converted or emptied. Another dtype, order or row than declared fails.
 options:
-  url:
-    description: The lake, as C(http://HOST:PORT). What the software C(clachan.platform.lake) publishes as its URL.
-    type: str
-    required: true
-  token:
-    description: The lake's token. What the software publishes as its token.
-    type: str
-    required: true
-  ca:
-    description: File with the certificate of the CA of a lake behind TLS. Default are the system's.
-    type: path
   name:
     description: The array's name, 1 to 1024 bytes of printable text.
     type: str
@@ -59,6 +48,7 @@ options:
     type: str
 extends_documentation_fragment:
   - clachan.platform.attributes
+  - clachan.platform.lake
 """
 
 EXAMPLES = r"""
@@ -109,10 +99,7 @@ array:
       type: dict
 """
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.clachan.platform.plugins.module_utils.client import ClientError, Refused
-from ansible_collections.clachan.platform.plugins.module_utils.lake import LAKE, lake_for
+from ansible_collections.clachan.platform.plugins.module_utils.lake import LAKE, Declared, run_module
 
 OPTIONS = dict(
     LAKE,
@@ -129,37 +116,21 @@ PATH = "/arrays/meta"
 
 
 class LakeArray:
-    """One array of a lake."""
+    """One array of a lake. Its rows are data, so they are not declared."""
 
     def __init__(self, lake, params, check_mode):
-        self._lake, self._params, self._check = lake, params, check_mode
-        self._query = {"name": params["name"]}
+        self._params = params
+        self._array = Declared(lake, PATH, {"name": params["name"]}, TOLD, check_mode)
 
     def run(self):
-        before = self._lake.find(PATH, query=self._query)
-        after = self.absent(before) if self._params["state"] == "absent" else self.present(before)
-        difference = {"before": _told(before), "after": _told(after)}
+        before = self._array.find()
+        if self._params["state"] == "absent":
+            after = self._array.absent(before)
+        else:
+            after = self._array.present(before, self._declaration())
+        difference = self._array.difference(before, after)
         shown = {key: value for key, value in (after or {}).items() if key != "snapshot"}
         return {"changed": difference["before"] != difference["after"], "array": shown, "diff": difference}
-
-    def present(self, before):
-        """What it is then. The lake says what would become of it, or why not, before it is asked to do it."""
-        after = self._declare(dict(self._query, dry_run="1"))
-        if not self._check and _told(before) != _told(after):
-            after = self._declare(self._query)
-        return after
-
-    def absent(self, before):
-        if before is not None and not self._check:
-            try:
-                self._lake.call("DELETE", PATH, query=self._query)
-            except Refused as problem:
-                if problem.status != 404:  # somebody else was faster
-                    raise
-        return None
-
-    def _declare(self, query):
-        return self._lake.call("PUT", PATH, body=self._declaration(), query=query).body
 
     def _declaration(self):
         wanted = {key: self._params[key] for key in ("shape", "dtype", "order", "attrs")}
@@ -168,19 +139,8 @@ class LakeArray:
         return {key: value for key, value in wanted.items() if value is not None}
 
 
-def _told(array):
-    """What is declared of an array: its rows are data."""
-    return {key: array[key] for key in TOLD} if array else {}
-
-
 def main():
-    module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True)
-    try:
-        module.exit_json(**LakeArray(lake_for(module.params), module.params, module.check_mode).run())
-    except Refused as problem:
-        module.fail_json(msg=str(problem), code=problem.code, field=problem.field, status=problem.status)
-    except ClientError as problem:
-        module.fail_json(msg=str(problem))
+    run_module(LakeArray, OPTIONS)
 
 
 if __name__ == "__main__":

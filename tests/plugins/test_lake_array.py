@@ -160,15 +160,30 @@ def test_payloads_come_back_byte_for_byte(lake: Any, run_module: Module, tmp_pat
     assert not (tmp_path / "canary").exists()
 
 
+def check_documentation(module: Any) -> None:
+    """The module's documentation has its options as they are."""
+    from ansible_collections.clachan.platform.plugins.doc_fragments.lake import ModuleDocFragment
+
+    documented = yaml.safe_load(module.DOCUMENTATION)
+    assert documented["extends_documentation_fragment"] == ["clachan.platform.attributes", "clachan.platform.lake"]
+    said = documented["options"] | yaml.safe_load(ModuleDocFragment.DOCUMENTATION)["options"]
+    _compare(said, module.OPTIONS)
+
+
+def _compare(said: dict[str, Any], options: dict[str, Any]) -> None:
+    assert set(said) == set(options)
+    for key, option in options.items():
+        for word in ("type", "default", "choices", "elements"):
+            assert said[key].get(word) == option.get(word), key
+        assert said[key].get("required", False) == option.get("required", False), key
+        assert said[key]["description"], key
+        _compare(said[key].get("suboptions", {}), option.get("options", {}))
+
+
 def test_documentation_and_the_service_say_the_same() -> None:
     from ansible_collections.clachan.platform.plugins.modules import lake_array
 
-    documented = yaml.safe_load(lake_array.DOCUMENTATION)["options"]
-    assert set(documented) == set(lake_array.OPTIONS)
-    for key, option in lake_array.OPTIONS.items():
-        for word in ("type", "default", "choices", "elements"):
-            assert documented[key].get(word) == option.get(word), key
-        assert documented[key].get("required", False) == option.get("required", False), key
+    check_documentation(lake_array)
     declared = set(Declaration.model_fields) - {"remove_attrs", "chunk_bytes"}
     assert declared <= set(lake_array.OPTIONS)
     lake_array_return = yaml.safe_load(lake_array.RETURN)["array"]["contains"]

@@ -1,15 +1,14 @@
 """The verbs that make arrays: create and import."""
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clachan_lake.cli.meter import Meter
-from clachan_lake.cli.options import Blobs, Json, Target, TokenFile, open_target, print_items
+from clachan_lake.cli.options import Blobs, CaFile, Json, Target, TokenFile, open_target, print_items, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,13 +30,14 @@ def create(
     units: Annotated[str | None, typer.Option(help="of the values")] = None,
     token_file: TokenFile = None,
     blobs: Blobs = None,
+    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """Make an array of zeros."""
     sizes, attrs = read_shape(shape), read_attrs(attr or [])
-    with open_target(target, token_file, blobs) as lake:
+    with open_target(target, token_file, blobs, ca_file) as lake:
         kind = read_dtype(dtype)
-        with _writing(lake):
+        with writing(lake):
             made = lake.arrays.create(name, sizes, kind, attrs, order=order, units=units)
         print_items([_described(made)], as_json, _line)
 
@@ -49,13 +49,14 @@ def import_(
     *,
     token_file: TokenFile = None,
     blobs: Blobs = None,
+    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """Make an array of a file or folder, block by block. Nothing of it is kept when that fails."""
     if not path.is_dir() and path.suffix != ".npy":
         raise ValueError(f"file {path}: expected a .npy file, or a folder with a Zarr array")
-    with open_target(target, token_file, blobs) as lake, Meter() as meter:
-        with _writing(lake):
+    with open_target(target, token_file, blobs, ca_file) as lake, Meter() as meter:
+        with writing(lake):
             made = _read(lake, name, path, lambda done, total: meter(name, done, total))
         print_items([_described(made)], as_json, _line)
 
@@ -74,18 +75,6 @@ def _described(array: "Array") -> dict[str, Any]:
 
 def _line(item: dict[str, Any]) -> str:
     return f"{item['name']}: {' x '.join(map(str, item['shape'])) or 'one'} of {item['dtype']}, {item['bytes']} bytes"
-
-
-@contextmanager
-def _writing(lake: "Lake") -> Iterator[None]:
-    """One transaction; at a URL each call is one."""
-    from clachan_lake.remote import RemoteLake
-
-    if isinstance(lake, RemoteLake):
-        yield
-        return
-    with lake.transaction():
-        yield
 
 
 def read_shape(text: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from clachan_lake.cli.meter import Meter
-from clachan_lake.cli.options import POSTGRESQL, Blobs, Json, Name, Target, TokenFile, open_target, print_items
+from clachan_lake.cli.options import POSTGRESQL, Blobs, CaFile, Json, Name, Target, TokenFile, open_target, print_items
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -106,10 +106,11 @@ def history(
     limit: Annotated[int, typer.Option(min=1, help="how many at most")] = 1000,
     token_file: TokenFile = None,
     blobs: Blobs = None,
+    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """The commits that changed an array, newest first: from the last pack on."""
-    with open_target(target, token_file, blobs, read_only=True) as lake:
+    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
         revisions = lake.arrays[name].history(limit)
     items = [
         {"id": one.id, "time": one.time.isoformat(), "shape": list(one.shape), "note": one.note} for one in revisions

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from clachan_lake import __version__
-from clachan_lake.cli import creating, keeping
+from clachan_lake.cli import creating, finding, keeping, letters, policies, streams, tokens, transformations, working
 from clachan_lake.cli.meter import Meter
-from clachan_lake.cli.options import Blobs, Json, Name, Target, TokenFile, open_target, print_items
+from clachan_lake.cli.options import Blobs, CaFile, Json, Name, Target, TokenFile, open_target, print_items
 from clachan_lake.errors import LakeError
 
 app = typer.Typer(no_args_is_help=True, help="Streams and arrays: serve, ship, list, export, draw, keep.")
@@ -55,23 +55,27 @@ def forward(config: Annotated[Path, typer.Argument(help="JSON: see docs/lake.md"
 def ingest(
     url: Annotated[str, typer.Argument(envvar="CLACHAN_LAKE", help="URL of the lake")],
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
+    *,
     policy: Annotated[str, typer.Option(help="ingestion policy")] = "raw",
     token_file: TokenFile = None,
+    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """Send files once, each as a stream of its name. What the lake has already is not sent twice."""
     from clachan_lake.cli.sending import send_file
 
-    sent = [send_file(url, token_file, policy, file) for file in files]
+    sent = [send_file(url, token_file, policy, file, ca_file) for file in files]
     print_items(sent, as_json, lambda one: f"{one['name']}: {one['bytes']} bytes")
 
 
 @app.command(name="list")
-def list_(target: Target, token_file: TokenFile = None, blobs: Blobs = None, as_json: Json = False) -> None:
+def list_(
+    target: Target, token_file: TokenFile = None, blobs: Blobs = None, ca_file: CaFile = None, as_json: Json = False
+) -> None:
     """The streams with the state of their transformation, and the arrays."""
     from clachan_lake.cli import showing
 
-    with open_target(target, token_file, blobs) as lake:
+    with open_target(target, token_file, blobs, ca_file) as lake:
         items = showing.everything(lake)
         if as_json:
             print(json.dumps(items))
@@ -80,11 +84,19 @@ def list_(target: Target, token_file: TokenFile = None, blobs: Blobs = None, as_
 
 
 @app.command()
-def show(target: Target, name: Name, token_file: TokenFile = None, blobs: Blobs = None, as_json: Json = False) -> None:
+def show(
+    target: Target,
+    name: Name,
+    *,
+    token_file: TokenFile = None,
+    blobs: Blobs = None,
+    ca_file: CaFile = None,
+    as_json: Json = False,
+) -> None:
     """All about the stream and the array of a name."""
     from clachan_lake.cli import showing
 
-    with open_target(target, token_file, blobs) as lake:
+    with open_target(target, token_file, blobs, ca_file) as lake:
         found = showing.one(lake, name)
         print(json.dumps(found, indent=None if as_json else 2, ensure_ascii=as_json))
 
@@ -94,13 +106,15 @@ def export(
     target: Target,
     name: Name,
     file: Annotated[Path, typer.Argument(help="*.npy, *.zarr: the array; *.wav: it as sound; else: the stream")],
+    *,
     token_file: TokenFile = None,
     blobs: Blobs = None,
+    ca_file: CaFile = None,
 ) -> None:
     """Write a stream or an array to a file or folder, block by block."""
     from clachan_lake.cli.exporting import export as write
 
-    with open_target(target, token_file, blobs, read_only=True) as lake, Meter() as meter:
+    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake, Meter() as meter:
         size = write(lake, name, file, lambda done, total: meter(name, done, total))
     print(f"{file}: {size} bytes")
 
@@ -115,17 +129,28 @@ def picture(
     title: Annotated[str, typer.Option(help="of the page")] = "Recordings",
     token_file: TokenFile = None,
     blobs: Blobs = None,
+    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """Draw recordings: waveform and spectrogram. Needs the extra `pictures`."""
     from clachan_lake.cli.showing import draw
 
-    with open_target(target, token_file, blobs) as lake:
+    with open_target(target, token_file, blobs, ca_file) as lake:
         written = draw(lake, names, png, html, title)
         print_items(
             written, as_json, lambda one: f"{one['name']}: {one['samples']} samples, peak {one['peak_hz']:.1f} Hz"
         )
 
 
+finding.add_to(app)
 creating.add_to(app)
 keeping.add_to(app)
+working.add_to(app)
+for group, name in (
+    (streams.app, "stream"),
+    (policies.app, "policy"),
+    (transformations.app, "transformation"),
+    (letters.app, "dead"),
+    (tokens.app, "token"),
+):
+    app.add_typer(group, name=name)

@@ -47,9 +47,9 @@ def table(items: dict[str, list[dict[str, Any]]]) -> None:
     console = Console()
     streams = Table("stream", "bytes", "chunks", "state", "what", title="Streams", title_justify="left")
     for item in items["streams"]:
-        made = item["transformation"]
-        state = made["state"] if made["name"] else "final" if item["final"] else "open"
-        remarks = "; ".join([made["message"], *made["warnings"]]) if made["name"] else ""
+        made = item["transformations"]
+        state = ", ".join(one["state"] for one in made) or ("final" if item["final"] else "open")
+        remarks = "; ".join(text for one in made for text in (one["message"], *one["warnings"]) if text)
         streams.add_row(*(Text(str(cell)) for cell in (item["name"], item["size"], item["chunks"], state, remarks)))
     arrays = Table("array", "shape", "dtype", "bytes", "rate", title="Arrays", title_justify="left")
     for item in items["arrays"]:
