@@ -104,12 +104,15 @@ class Server:
         return self.get("/streams/meta", name=name).json()
 
     def transformed(self, name: str, seconds: float = 20) -> dict[str, Any]:
-        """The stream's description once its transformation is done or has failed."""
+        """The stream's description once its one transformation is done or has failed; that is under the key
+        `transformation`."""
 
         def ended() -> dict[str, Any] | None:
             found = self.stream(name)
-            state = found.get("transformation", {}).get("state")
-            return found if state in {"done", "failed"} else None
+            for one in found.get("transformations", []):
+                if one["state"] in {"done", "failed"}:
+                    return {**found, "transformation": one}
+            return None
 
         return wait_for(ended, f"transformation of {name}", seconds)
 

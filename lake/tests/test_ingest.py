@@ -113,9 +113,9 @@ def test_wrong_requests_have_a_clear_answer(server: Server) -> None:
     assert server.post(b"abc", reference="x" * 2000).status_code == 400
     assert server.post(b"abc", reference="wrong", chunk_id="y" * 300).status_code == 400
     packed = server.session.post(
-        f"{server.url}/ingest/raw?reference=wrong", b"abc", headers={"Content-Encoding": "gzip"}, timeout=9
+        f"{server.url}/ingest/raw?reference=wrong", b"abc", headers={"Content-Encoding": "br"}, timeout=9
     )
-    assert packed.status_code == 415
+    assert (packed.status_code, error(packed)["message"]) == (415, "content-encoding: br, expected gzip or identity")
     assert error(server.get("/nothing"))["code"] == "not_found"
     assert error(server.session.put(f"{server.url}/ingest/raw", timeout=9))["code"] == "invalid"
     assert server.get("/streams/meta", name="wrong").status_code == 404
@@ -146,9 +146,9 @@ def send_raw(server: Server, text: str, body: bytes, pause: float = 0) -> socket
 HEAD = "POST /ingest/raw?reference={tag} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {{token}}\r\n{rest}"
 
 
-@pytest.mark.parametrize("rest", ["Content-Length: 200000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("rest", ["Content-Length: 2000000", "Transfer-Encoding: chunked"])
 def test_a_cut_body_stores_nothing(server: Server, rest: str) -> None:
-    body = b"x" * 100_000 if "Length" in rest else b"186a0\r\n" + b"x" * 50_000
+    body = b"x" * 1_000_000 if "Length" in rest else b"1e8480\r\n" + b"x" * 1_000_000
     connection = send_raw(server, HEAD.format(tag="cut", rest=rest), body)
     incoming = server.folder / "incoming"
     wait_for(lambda: list(incoming.iterdir()), "the spooled body")

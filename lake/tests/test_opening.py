@@ -50,7 +50,7 @@ def test_only_lakes_are_opened(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["file"]
     open_lake(tmp_path / "lake").close()
     for text, message in [
-        ('{"clachan_lake": 3}', "format: 3, expected 1 to 2; use the version that made it"),
+        ('{"clachan_lake": 4}', "format: 4, expected 1 to 3; use the version that made it"),
         ("{", "not readable"),
         ("[1]", "not readable"),
     ]:
@@ -174,7 +174,7 @@ def test_the_socket_and_the_url_open_what_the_server_owns(own_server: Server, tm
             assert remote.arrays["a"][1:].tolist() == [[3, 4]]
             assert dict(remote.arrays["a"].attrs) == {"unit": "m"}
             assert remote.streams["s"].read(99_998) == b"xx"
-            for write in (lambda: remote.transaction().__enter__(), lambda: remote.streams.create("t")):
+            for write in (lambda: remote.transaction().__enter__(), lambda: remote.streams["s"].append(b"x")):
                 with pytest.raises(LakeReadOnlyError, match=r"at a URL: .*expected .*the lake's socket or folder"):
                     write()
     with open_lake(own_server.socket, blobs=own_server.folder / "blobs", read_only=True) as lake:
@@ -250,9 +250,17 @@ def test_a_long_socket_path_is_taken_relative(tmp_path: Path, monkeypatch: pytes
         ({"folder": None}, "key folder: None, expected text"),
         ({"nonsense": 1}, "key nonsense: unknown, expected one of folder, socket"),
         ({"port": "x"}, "key port: 'x', expected a whole number of at least 0"),
-        ({"policies": {}}, "key policies: {}, expected a list of {name, transformation: none or wav}"),
-        ({"policies": [{"name": "a b"}]}, "each name once, of letters, digits and _"),
-        ({"policies": [{"name": "a", "transformation": "mp3"}]}, "transformation: none or wav"),
+        ({"policies": {}}, "key policies: {}, expected a list of objects, each with another name of a policy"),
+        ({"policies": [{"name": "a b"}]}, "key policies: policy name: 'a b', expected 1-100 letters, digits, _ . -"),
+        (
+            {"policies": [{"name": "a"}, {"name": "a"}]},
+            "expected a list of objects, each with another name of a policy",
+        ),
+        ({"policies": [{"name": "a", "into": "x"}]}, "key policies: policy a, key into: 'x', expected stream or array"),
+        (
+            {"policies": [{"name": "a", "transformation": "mp3"}]},
+            "key policies: policy a, key transformation: 'mp3', expected none or wav",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:

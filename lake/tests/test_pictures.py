@@ -29,7 +29,8 @@ def sine(hz: float, seconds: float, rate: int = 8000, amplitude: float = 0.5) ->
 @pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000])
 def test_440_hz_peaks_in_the_440_hz_bin(lake: LocalLake, rate: int) -> None:
     with lake.transaction():
-        lake.streams.create("a440.wav", "wav", "wav").append(wav(tone(440, 1.3, rate), rate=rate), final=True)
+        lake.transformations.declare("wav", function="wav", source={"kind": "stream", "policy": "wav"})
+        lake.streams.create("a440.wav", "wav").append(wav(tone(440, 1.3, rate), rate=rate), final=True)
     run_pending(lake)
     array = lake.arrays["a440.wav"]
     assert peak_hz(array) == 440.0
@@ -100,7 +101,8 @@ def test_a_page_is_one_file_and_shows_text_as_text(lake: LocalLake, tmp_path: Pa
     name = '<script>alert("x")</script>.wav'
     array = recording(lake, sine(440, 0.2)[:, None], name)
     with lake.transaction():
-        lake.streams.create("<b>bad</b>", "wav", "wav").append(b"<i>no</i>", final=True)
+        lake.transformations.declare("wav", function="wav", source={"kind": "stream", "policy": "wav"})
+        lake.streams.create("<b>bad</b>", "wav").append(b"<i>no</i>", final=True)
         lake.streams.create(name).append(b"abc")
     run_pending(lake)
     html = page("<h1>& title", [array], [stream.describe() for stream in lake.streams.values()])

@@ -196,8 +196,8 @@ def test_what_a_url_does_not_do_says_why(server: Server) -> None:
             array[0] = 1
         with pytest.raises(LakeReadOnlyError, match="changing a shape at a URL: not served"):
             array.resize(5, 2)
-        with pytest.raises(LakeReadOnlyError, match="making a stream at a URL: not served"):
-            lake.streams.create("s")
+        with pytest.raises(LakeReadOnlyError, match="appending to a stream at a URL: not served"):
+            lake.streams.create("s").append(b"x")
 
 
 def test_the_past_over_http(server: Server) -> None:

@@ -6,18 +6,22 @@ when the block ends and changes nothing when it raises.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from math import prod
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from clachan_lake.arrays.index import plan
+
+if TYPE_CHECKING:
+    from clachan_lake.jobs.job import Job, Jobs
 
 AnyArray = npt.NDArray[Any]
 T = TypeVar("T")
@@ -165,6 +169,12 @@ class Array(ABC):
     def __repr__(self) -> str:
         return f"<array {self.name!r} {self.shape} {self.dtype}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from clachan_lake import display
+
+        return display.array_html(self)
+
 
 class Stream(ABC):
     """An append-only sequence of bytes with chunk boundaries and chunk ids."""
@@ -178,12 +188,32 @@ class Stream(ABC):
 
     @property
     @abstractmethod
+    def start(self) -> int:
+        """The position of the first byte that is still kept: 0 until the stream is truncated."""
+
+    @property
+    @abstractmethod
     def final(self) -> bool:
         """The sender marked the end, or was idle for long."""
 
+    @property
     @abstractmethod
-    def read(self, offset: int = 0, count: int | None = None) -> bytes:
-        """At most `count` bytes from `offset` (all that follow, by default); b"" behind the end."""
+    def attrs(self) -> Mapping[str, Any]:
+        """JSON values by name; writable in a transaction where the lake is."""
+
+    @abstractmethod
+    def read(self, offset: int | None = None, count: int | None = None) -> bytes:
+        """At most `count` bytes from `offset` (by default all, from the first that is kept); b"" behind the end. Raises
+        TruncatedError for a position before `start`."""
+
+    @abstractmethod
+    def chunks(self, offset: int = 0) -> Iterator[tuple[int, int, int]]:
+        """(position, length, milliseconds since 1970 in UTC) of each chunk as it came, from the one that has
+        `offset`."""
+
+    @abstractmethod
+    def truncate(self, before: int) -> int:
+        """Forget the whole chunks in front of a position; how many bytes. Positions stay as they are."""
 
     @abstractmethod
     def append(self, data: bytes, chunk_id: str | None = None, final: bool = False) -> bool:
@@ -196,11 +226,11 @@ class Stream(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What lists show: name, size, chunks, final, policy, times, transformation."""
+        """What lists show: name, size, start, chunks, final, policy, attrs, times, transformations."""
 
     def blocks(self, size: int = 1 << 20) -> Iterator[bytes]:
         """The bytes in order, `size` at a time."""
-        for offset in range(0, self.size, size):
+        for offset in range(self.start, self.size, size):
             yield self.read(offset, size)
 
     def __len__(self) -> int:
@@ -208,6 +238,11 @@ class Stream(ABC):
 
     def __repr__(self) -> str:
         return f"<stream {self.name!r} {self.size} bytes{', final' if self.final else ''}>"
+
+    def _repr_html_(self) -> str:
+        from clachan_lake import display
+
+        return display.stream_html(self)
 
 
 class Arrays(Mapping[str, Array], ABC):
@@ -245,13 +280,95 @@ class Arrays(Mapping[str, Array], ABC):
 
 class Streams(Mapping[str, Stream], ABC):
     @abstractmethod
-    def create(self, name: str, policy: str = "raw") -> Stream:
+    def create(self, name: str, policy: str = "raw", attrs: Mapping[str, Any] | None = None) -> Stream:
         """A new empty stream. Raises TakenError for a name in use."""
+
+    @abstractmethod
+    def __delitem__(self, name: str) -> None: ...
+
+
+class Policies(Mapping[str, dict[str, Any]], ABC):
+    """Ingestion policies: name -> document (`clachan_lake.policies.policy` says what is in it)."""
+
+    @abstractmethod
+    def declare(self, name: str, /, **keys: Any) -> bool:
+        """Make it, or give it these keys, the others their defaults; False when it is so already. What it has made
+        stays as it is. Raises ValueError that names what is wrong."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """What it has made stays. Raises MissingError."""
+
+
+class Tokens(Mapping[str, dict[str, Any]], ABC):
+    """Tokens for the lake's server: id -> document; the token itself is not in it (`clachan_lake.access.token`)."""
+
+    @abstractmethod
+    def create(self, /, **order: Any) -> tuple[str, str]:
+        """Id and token, which is shown this once; takes `scopes`, `seconds`, `note`, `same_content_seconds`. Raises
+        ValueError that names what is wrong."""
+
+    @abstractmethod
+    def revoke(self, key: str) -> None:
+        """It is refused from now on. Raises MissingError."""
+
+
+class Transformations(Mapping[str, dict[str, Any]], ABC):
+    """Functions that run on what is new: name -> document (`clachan_lake.transform.document` says what is in it)."""
+
+    @abstractmethod
+    def declare(self, name: str, /, **keys: Any) -> bool:
+        """Make it, or give it these keys, the others their defaults (`paused` stays); False when it is so already. It
+        follows all sources that match. Raises ValueError that names what is wrong."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """What it has made stays. Raises MissingError."""
+
+    @abstractmethod
+    def pause(self, name: str) -> bool:
+        """False when it is paused already."""
+
+    @abstractmethod
+    def resume(self, name: str) -> bool:
+        """False when it is not paused."""
+
+    @abstractmethod
+    def retry(self, name: str, source: str | None = None) -> int:
+        """Try at once what failed, and what was given up, of one source or all; of how many sources that is."""
+
+    @abstractmethod
+    def backfill(self, name: str, source: str | None = None) -> int:
+        """Make its outputs anew from the start, of one source or all; of how many sources that is."""
+
+    @abstractmethod
+    def describe(self, name: str) -> dict[str, Any]:
+        """The document, and over all sources how far it is behind, what failed and what was given up."""
+
+    @abstractmethod
+    def positions(self, name: str, after: str = "", limit: int = 100) -> list[dict[str, Any]]:
+        """How far it is with each source, in their order behind `after`, a source's "kind/name"."""
+
+
+class DeadLetters(Mapping[int, dict[str, Any]], ABC):
+    """What no policy took, or no transformation could do: number -> document (`clachan_lake.policies.dead`)."""
+
+    @abstractmethod
+    def read(self, number: int) -> bytes:
+        """The bytes of an ingested one."""
+
+    @abstractmethod
+    def delete(self, number: int) -> None:
+        """Raises MissingError."""
 
 
 class Lake(ABC):
     arrays: Arrays
     streams: Streams
+    policies: Policies
+    tokens: Tokens
+    dead: DeadLetters
+    transformations: Transformations
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[Self]: ...
@@ -266,6 +383,47 @@ class Lake(ABC):
 
     @abstractmethod
     def close(self) -> None: ...
+
+    @property
+    def jobs(self) -> "Jobs":
+        """Work that was submitted, by id."""
+        from clachan_lake.jobs.submitting import jobs_of
+
+        return jobs_of(self)
+
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        into: str | None = None,
+        name: str | None = None,
+        scheduler: str | None = None,
+        timeout_seconds: float | None = None,
+        memory_mib: int | None = None,
+        modules: Iterable[ModuleType] = (),
+        **kwargs: Any,
+    ) -> "Job":
+        """Have `fn(*args, **kwargs)` called by a worker, also when this process has ended meanwhile. `into`: the name
+        of the array that what it returns becomes, or of the arrays when that is a list or dict of arrays; `scheduler`:
+        the address of a Dask cluster that calls it; `modules`: those whose code goes along, as the worker has them
+        not."""
+        return self.jobs.submit(
+            fn,
+            args,
+            kwargs,
+            modules=modules,
+            into=into,
+            name=name,
+            scheduler=scheduler,
+            timeout_seconds=timeout_seconds,
+            memory_mib=memory_mib,
+        )
+
+    def _repr_html_(self) -> str:
+        from clachan_lake import display
+
+        return display.lake_html(self)
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
@@ -18,28 +19,45 @@ from clachan_lake.errors import ChunkError, LakeReadOnlyError, MissingError, Rem
 from clachan_lake.exchange import dtypes
 from clachan_lake.exchange.blocks import in_order
 from clachan_lake.interface import AnyArray, Array, Arrays, Lake, Revision, Stream, Streams, memory
+from clachan_lake.remote_documents import RemoteDead, RemotePolicies, RemoteTokens
+from clachan_lake.transform.remote import RemoteTransformations
 
 BLOCK_BYTES = 1 << 20
 
 
 class RemoteLake(Lake):
-    """`token` goes as a bearer token. Every request has the time limit `timeout_seconds`."""
+    """`token` goes as a bearer token. Every request has the time limit `timeout_seconds`. `ca`: the file with the
+    certificate of the authority that an https URL's is signed by, or that certificate itself; else the system's."""
 
-    def __init__(self, url: str, token: str | None, timeout_seconds: float) -> None:
+    def __init__(self, url: str, token: str | None, timeout_seconds: float, ca: str | None = None) -> None:
+        if ca and not Path(ca).is_file():  # requests would say it at the first call, and less clearly
+            raise FileNotFoundError(f"file {ca}: not there, expected the certificate of the lake or its authority")
         self._url = url.rstrip("/")
         self._timeout = timeout_seconds
         self._token = token
         self._session = requests.Session()
         self._session.trust_env = False
+        self.ca = ca
+        if ca:
+            self._session.verify = ca
         if token:
             self._session.headers["Authorization"] = f"Bearer {token}"
         self.streams: RemoteStreams = RemoteStreams(self)
         self.arrays: RemoteArrays = RemoteArrays(self)
+        self.policies: RemotePolicies = RemotePolicies(self)
+        self.tokens: RemoteTokens = RemoteTokens(self)
+        self.dead: RemoteDead = RemoteDead(self)
+        self.transformations: RemoteTransformations = RemoteTransformations(self)
 
     @property
     def address(self) -> tuple[str, str | None]:
         """URL and token."""
         return self._url, self._token
+
+    @property
+    def timeout_seconds(self) -> float:
+        """Of every request."""
+        return self._timeout
 
     def get(self, path: str, headers: Mapping[str, str] | None = None, **parameters: Any) -> requests.Response:
         """Raises as `call`; the body is not read yet."""
@@ -81,11 +99,11 @@ class RemoteLake(Lake):
             return RequestError(f"lake {self._url}: {status} {message}")
         return RemoteError(f"lake {self._url}: {status} {message}")
 
-    def items(self, path: str) -> Iterator[dict[str, Any]]:
+    def items(self, path: str, **parameters: Any) -> Iterator[dict[str, Any]]:
         """Every item of a list, page by page."""
         cursor = ""
         while cursor is not None:
-            page = self.get(path, limit=500, cursor=cursor).json()
+            page = self.get(path, limit=500, cursor=cursor, **parameters).json()
             yield from page["items"]
             cursor = page["cursor"]
 
@@ -96,7 +114,7 @@ class RemoteLake(Lake):
         )
 
     def session(self) -> Self:
-        return type(self)(self._url, self._token, self._timeout)
+        return type(self)(self._url, self._token, self._timeout, self.ca)
 
     def refresh(self) -> None:
         """Nothing to do: every request reads what is committed then."""
@@ -215,9 +233,10 @@ class RemoteArray(Array):
 
 
 class RemoteAttributes(MutableMapping[str, Any]):
-    """JSON values by name, as they were when the array was asked for or last changed. Each change is a request."""
+    """JSON values by name, as they were when the array or stream was asked for or last changed. Each change is a
+    request."""
 
-    def __init__(self, array: RemoteArray) -> None:
+    def __init__(self, array: "RemoteArray | RemoteStream") -> None:
         self._array = array
 
     def __getitem__(self, key: str) -> Any:
@@ -255,13 +274,40 @@ class RemoteStream(Stream):
     def final(self) -> bool:
         return bool(self._meta["final"])
 
-    def read(self, offset: int = 0, count: int | None = None) -> bytes:
-        stop = self.size if count is None else min(self.size, offset + count)
-        if offset >= stop:
+    @property
+    def start(self) -> int:
+        return int(self._meta["start"])
+
+    @property
+    def attrs(self) -> RemoteAttributes:
+        return RemoteAttributes(self)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the server said of it last."""
+        return self._meta
+
+    def declare(self, **what: Any) -> None:
+        """Change what the server knows of it."""
+        self._meta = self._lake.call("PUT", "/streams/meta", body=what, name=self.name).json()
+
+    def read(self, offset: int | None = None, count: int | None = None) -> bytes:
+        at = self.start if offset is None else offset
+        stop = self.size if count is None else min(self.size, at + count)
+        if at >= stop:
             return b""
-        wanted = {"Range": f"bytes={offset}-{stop - 1}"}
+        wanted = {"Range": f"bytes={at}-{stop - 1}"}
         with self._lake.get("/streams/data", wanted, name=self.name) as answer:
             return answer.content
+
+    def chunks(self, offset: int = 0) -> Iterator[tuple[int, int, int]]:
+        for item in self._lake.items("/streams/chunks", name=self.name, offset=offset):
+            yield item["position"], item["length"], item["time"]
+
+    def truncate(self, before: int) -> int:
+        done = self._lake.call("POST", "/streams/truncate", name=self.name, before=before).json()
+        self._meta["start"] = done["start"]
+        return int(done["forgotten"])
 
     def append(self, data: bytes, chunk_id: str | None = None, final: bool = False) -> bool:
         _refuse("appending to a stream")
@@ -327,8 +373,12 @@ class RemoteStreams(Streams):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def create(self, name: str, policy: str = "raw") -> Stream:
-        _refuse("making a stream")
+    def create(self, name: str, policy: str = "raw", attrs: Mapping[str, Any] | None = None) -> RemoteStream:
+        body, new = {"policy": policy, "attrs": dict(attrs or {})}, {"If-None-Match": "*"}
+        return RemoteStream(self._lake, self._lake.call("PUT", "/streams/meta", new, body=body, name=name).json())
+
+    def __delitem__(self, name: str) -> None:
+        self._lake.call("DELETE", "/streams/meta", name=name)
 
 
 def _refuse(what: str) -> NoReturn:

@@ -20,9 +20,16 @@ import uvicorn
 import uvloop
 
 from clachan_lake import database
+from clachan_lake.access.guarding import Guard
+from clachan_lake.ingest import defaults
 from clachan_lake.ingest.app import application
 from clachan_lake.ingest.committer import Committer
 from clachan_lake.ingest.config import Config, load
+from clachan_lake.ingest.heap import keep_freed
+from clachan_lake.ingest.receiving import Front
+from clachan_lake.ingest.registry import Registry
+from clachan_lake.ingest.tending import Tending
+from clachan_lake.keeping.upkeep import Upkeep
 from clachan_lake.local import LocalLake
 from clachan_lake.settings import read_token
 from clachan_lake.storage.serving import LakeServer
@@ -45,11 +52,21 @@ class Server:
     async def run(self, listener: socket.socket) -> None:
         keeper = Keeper(self._config, self._lake)
         config, lake = self._config, self._lake
-        self._committer = Committer(lake.session(), config.policies, config.idle_seconds, keeper.due)
-        self._committer.start()
-        app = application(config, self._token, lake, self._committer, self.faults)
-        server = uvicorn.Server(_settings(app))
-        tasks = [asyncio.create_task(keeper.run()), asyncio.create_task(self._watch(server))]
+        defaults.declare(lake, config)
+        registry = Registry(lake.session(), self._token, config.dead_mib << 20)
+        self._tending = Tending(lake.session(), registry)
+        self._tending.count()
+        self._committer = Committer(lake.session(), registry, config.idle_seconds, keeper.due)
+        for thread in (self._tending, self._committer):
+            thread.start()
+        upkeep = Upkeep(lake, config.history_seconds, config.pack_seconds)
+        upkeep.start()
+        app = application(config, registry, lake, self._committer, faults=self.faults, due=keeper.due)
+        front = Front(app, Guard(app, registry.principal), app.state.ingestion)
+        server = uvicorn.Server(_settings(front, config))
+        app.state.jobs.closing = lambda: server.should_exit
+        running = (keeper.run(), self._watch(server), app.state.jobs.run())
+        tasks = [asyncio.create_task(one) for one in running]
         _tell(config, listener)
         # uvicorn raises the signal again when it has shut down; the rest must still be closed then
         signal.signal(signal.SIGTERM, lambda *_: None)
@@ -58,14 +75,18 @@ class Server:
         finally:
             for task in tasks:
                 task.cancel()
+            upkeep.stop()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.to_thread(self._committer.stop)
+            for stop in (self._committer.stop, self._tending.stop, registry.close):
+                await asyncio.to_thread(stop)
 
     def faults(self) -> list[str]:
         """What ails the process; an operator's `/healthz` and its own watch read it."""
         found = []
         if not self._committer.is_alive():
             found.append("committer: ended, expected to run")
+        if not self._tending.is_alive():
+            found.append("tending: ended, expected to run")
         if self._storage.broken:
             found.append("storage: a write failed, expected to be opened again")
         return found
@@ -82,34 +103,26 @@ class Server:
 
 
 @contextmanager
-def _storage(config: Config) -> Iterator[database.LakeStorage]:
-    """The folder's storage, served at the socket by a thread."""
+def _storage(config: Config) -> Iterator[tuple[database.LakeStorage, LocalLake]]:
+    """The folder's storage, served at the socket by a thread, and a lake of this process directly on it."""
     storage = database.own(config.folder)
     try:
+        lake = LocalLake(database.database(storage), close_database=False)
         config.socket.unlink(missing_ok=True)
-        zeo = LakeServer(database.socket_address(config.socket), {"1": storage})
+        zeo = LakeServer(database.socket_address(config.socket), storage)
         config.socket.chmod(0o660)
         thread = threading.Thread(target=zeo.loop, name="zeo", daemon=True)
         thread.start()
         try:
-            yield storage
+            yield storage, lake
         finally:
+            lake.close()
             zeo.close()
             thread.join(5)
     finally:
         config.socket.unlink(missing_ok=True)
         if not storage.broken:
             storage.close()
-
-
-@contextmanager
-def _client(config: Config) -> Iterator[LocalLake]:
-    # the process's own reads and writes go through its own socket: so one lock and one order of commits holds for all
-    lake = LocalLake(database.database(database.join(config.socket, config.blobs, 10)))
-    try:
-        yield lake
-    finally:
-        lake.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -129,7 +142,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _tell(config: Config, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if config.certificate else "http"
+    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     log.info("lake %s at %s and %s", config.folder, url, config.socket)
     if config.address_file:
         draft = config.address_file.with_suffix(".tmp")
@@ -137,7 +151,7 @@ def _tell(config: Config, listener: socket.socket) -> None:
         draft.rename(config.address_file)
 
 
-def _settings(app: object) -> uvicorn.Config:
+def _settings(app: object, config: Config) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         log_config=None,
@@ -148,6 +162,8 @@ def _settings(app: object) -> uvicorn.Config:
         http="httptools",
         ws="none",
         lifespan="off",
+        ssl_certfile=config.certificate,
+        ssl_keyfile=config.key,
     )
 
 
@@ -156,6 +172,7 @@ def main(path: str) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("ZEO").setLevel(logging.WARNING)
     os.umask(0o027)
+    keep_freed()
     try:
         config = load(Path(path))
     except (ValueError, OSError) as error:
@@ -172,7 +189,7 @@ def main(path: str) -> int:
 
 def _run(config: Config) -> int:
     token = read_token(config.token_file)
-    with _listen(config.host, config.port) as listener, _storage(config) as storage, _client(config) as lake:
+    with _listen(config.host, config.port) as listener, _storage(config) as (storage, lake):
         server = Server(config, token, storage, lake)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(server.run(listener))

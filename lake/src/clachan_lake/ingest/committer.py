@@ -1,67 +1,73 @@
 """The one writer of ingested chunks: requests that wait together share a commit.
 
-A thread takes what is queued, appends it in one transaction, and answers each request when the commit is synced. It
-also ends the streams that got nothing for `idle_seconds`.
+A thread takes what is queued, stores it in one transaction (`storing.store`), and answers each request when the commit
+is synced. It also ends the streams that got nothing for `idle_seconds`. `is_full` says that so much waits that no more
+should be received.
 """
 
+import asyncio
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from ZEO.Exceptions import ServerException
 from ZODB.POSException import ConflictError
 
-from clachan_lake.errors import ChunkError, LakeError
-from clachan_lake.ingest.config import Policy
+from clachan_lake.errors import LakeError
+from clachan_lake.ingest.registry import Registry
+from clachan_lake.ingest.storing import Arrival, Stored, store
 from clachan_lake.local import LocalLake
-from clachan_lake.names import check_chunk_id, check_name
-from clachan_lake.streams.chunk import Chunk
 
 log = logging.getLogger(__name__)
-BATCH = 64
+BATCH, BATCH_BYTES = 256, 16 << 20
+"""A commit has no more chunks, and none after so many bytes: who sends a little does not wait for long ones."""
+PATIENCE_SECONDS = 0.005
+WAITING_BYTES = 256 << 20
+ENDED = 64
+"""So many idle streams are ended in one commit."""
 ATTEMPTS = 10
 T = TypeVar("T")
+Outcome = Stored | Exception
 
 
-@dataclass(frozen=True)
-class Stored:
-    """`new` is False for a repeat; `size` is the stream's after it."""
-
-    new: bool
-    size: int
-
-
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Job:
-    policy: str
-    reference: str
-    chunk: Chunk
-    chunk_id: str | None
-    offset: int | None
-    final: bool
-    done: "Future[Stored]" = field(default_factory=Future)
+    arrival: Arrival
+    done: "asyncio.Future[Stored]"
 
 
 class Committer(threading.Thread):
-    def __init__(
-        self, lake: LocalLake, policies: dict[str, Policy], idle_seconds: float, due: Callable[[], None]
-    ) -> None:
+    def __init__(self, lake: LocalLake, registry: Registry, idle_seconds: float, due: Callable[[], None]) -> None:
         super().__init__(name="committer", daemon=True)
         self._lake = lake
-        self._policies = policies
+        self._registry = registry
         self._idle_seconds = idle_seconds
         self._due = due
         """Called when a transformation became due."""
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._open: dict[str, float] = {}
+        self._tick = min(1.0, max(0.05, idle_seconds / 4))
+        self._looked = 0.0
+        self._expected = 1
+        self._patience = 0.0
+        self.waiting = 0
+        """Requests that have no answer yet. It and their bytes are changed by the event loop only."""
+        self._waiting_bytes = 0
 
-    def submit(self, job: Job) -> "Future[Stored]":
-        """The result comes when the chunk is synced; LakeError when it contradicts, OSError when the disk is full."""
+    @property
+    def is_full(self) -> bool:
+        return self._waiting_bytes >= WAITING_BYTES
+
+    def submit(self, arrival: Arrival) -> "asyncio.Future[Stored]":
+        """To be called by the event loop. The result comes when the chunk is synced; LakeError when it contradicts,
+        OSError when the disk is full."""
+        job = Job(arrival, asyncio.get_running_loop().create_future())
+        self.waiting += 1
+        self._waiting_bytes += arrival.chunk.length
         self._jobs.put(job)
         return job.done
 
@@ -72,56 +78,88 @@ class Committer(threading.Thread):
 
     def run(self) -> None:
         self._find_open()
-        tick = min(1.0, max(0.05, self._idle_seconds / 4))
         running = True
         while running:
-            batch = self._take(tick)
-            if None in batch:
-                running = False
-            self._commit([job for job in batch if job is not None])
-            self._end_idle()
+            batch, running = self._take()
+            began = time.monotonic()
+            self._commit(batch)
+            if batch:
+                self._linger(len(batch), time.monotonic() - began)
+            if time.monotonic() - self._looked >= self._tick:
+                self._looked = time.monotonic()
+                self._end_idle()
             if not batch:
                 # what this session could still read no pack may take away
                 self._lake.refresh()
 
-    def _take(self, wait: float) -> list[Job | None]:
-        batch: list[Job | None] = []
+    def _linger(self, count: int, spent: float) -> None:
+        """Those that have their answers now and those that wait may be one commit, if it waits a little for the former:
+        else they would take turns. One sender alone is never waited for."""
+        self._expected = count + self._jobs.qsize()
+        self._patience = min(spent / 3, PATIENCE_SECONDS) if self._expected > 1 else 0
+
+    def _take(self) -> tuple[list[Job], bool]:
+        """What waits, as far as it goes into one commit; False when it is the last."""
+        batch: list[Job] = []
+        length = 0
         try:
-            batch.append(self._jobs.get(timeout=wait))
-            while len(batch) < BATCH and batch[-1] is not None:
-                batch.append(self._jobs.get_nowait())
+            job = self._jobs.get(timeout=self._tick)
+            until = time.monotonic() + self._patience
+            while job is not None:
+                batch.append(job)
+                length += job.arrival.chunk.length
+                if len(batch) >= BATCH or length >= BATCH_BYTES:
+                    return batch, True
+                wait = until - time.monotonic() if len(batch) < self._expected else 0
+                job = self._jobs.get(timeout=wait) if wait > 0 else self._jobs.get_nowait()
         except queue.Empty:
-            pass
-        return batch
+            return batch, True
+        return batch, False
 
     def _commit(self, jobs: list[Job]) -> None:
         if not jobs:
             return
+        outcomes: list[Outcome]
         try:
-            results = self._attempt(lambda: [self._apply(job) for job in jobs])
+            outcomes = self._attempt(lambda: [self._apply(job) for job in jobs])
         except Exception as error:
             # one request's trouble must not be the others': when they shared a commit, each gets its own
             if len(jobs) > 1:
                 for job in jobs:
                     self._commit([job])
                 return
-            log.warning("stream %r: chunk not stored: %r", jobs[0].reference, error)
-            jobs[0].done.set_exception(cause(error))
-            return
-        for job, result in zip(jobs, results, strict=True):
-            self._answer(job, result)
-        if any(job.final for job in jobs):
+            log.warning("%r: chunk not stored: %r", jobs[0].arrival.target.name, error)
+            outcomes = [cause(error)]
+        self._answer(list(zip(jobs, outcomes, strict=True)))
+
+    def _answer(self, answers: list[tuple[Job, Outcome]]) -> None:
+        for job, outcome in answers:
+            if not isinstance(outcome, Stored) or outcome.kind != "stream":
+                continue
+            name = job.arrival.target.name
+            if job.arrival.final:
+                self._open.pop(name, None)
+            elif outcome.new:
+                self._open[name] = time.monotonic()
+        try:
+            # one loop's turn for all
+            answers[0][0].done.get_loop().call_soon_threadsafe(self._tell, answers)
+        except RuntimeError:
+            log.warning("%d chunks stored without an answer: the service has ended", len(answers))
+        if self._lake.root()["due"]:
             self._due()
 
-    def _answer(self, job: Job, result: Stored | LakeError) -> None:
-        if isinstance(result, LakeError):
-            job.done.set_exception(result)
-            return
-        if job.final:
-            self._open.pop(job.reference, None)
-        elif result.new:
-            self._open[job.reference] = time.monotonic()
-        job.done.set_result(result)
+    def _tell(self, answers: list[tuple[Job, Outcome]]) -> None:
+        for job, outcome in answers:
+            self.waiting -= 1
+            self._waiting_bytes -= job.arrival.chunk.length
+            if job.done.done():
+                # the request was cancelled
+                continue
+            if isinstance(outcome, Stored):
+                job.done.set_result(outcome)
+            else:
+                job.done.set_exception(outcome)
 
     def _attempt(self, change: Callable[[], T]) -> T:
         for attempt in range(ATTEMPTS):
@@ -136,22 +174,7 @@ class Committer(threading.Thread):
 
     def _apply(self, job: Job) -> Stored | LakeError:
         try:
-            check_name("stream", job.reference)
-            check_chunk_id(job.chunk_id)
-            streams = self._lake.streams
-            stream = streams.find(job.reference)
-            if stream is None:
-                if job.offset:
-                    raise ChunkError(f"stream {job.reference}, offset: {job.offset}, expected its size 0", 0)
-                stream = streams.create(job.reference, job.policy, self._policies[job.policy].transformation)
-            elif stream.describe()["policy"] != job.policy:
-                raise ChunkError(
-                    f"stream {job.reference}, policy: {job.policy}, expected {stream.describe()['policy']}, "
-                    "which made it",
-                    stream.size,
-                )
-            new = stream.append_chunk(job.chunk, job.chunk_id, job.final, job.offset)
-            return Stored(new, stream.size)
+            return store(self._lake, self._registry, job.arrival)
         except LakeError as error:
             return error
 
@@ -166,7 +189,7 @@ class Committer(threading.Thread):
 
     def _end_idle(self) -> None:
         limit = time.monotonic() - self._idle_seconds
-        idle = [name for name, last in self._open.items() if last < limit][:BATCH]
+        idle = [name for name, last in self._open.items() if last < limit][:ENDED]
         if not idle:
             return
         try:

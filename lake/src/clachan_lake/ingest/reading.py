@@ -5,6 +5,7 @@ Bytes are sent block by block from one snapshot; nothing is ever whole in memory
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice, takewhile
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
@@ -16,10 +17,13 @@ from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.streaming import Streamed
 from clachan_lake.interface import Array
 from clachan_lake.local import LocalLake
+from clachan_lake.policies.policy import SYSTEM
 
 T = TypeVar("T")
 ROWS_BYTES = 4 << 20
 """Of an array, so much is read at once while the part before it is sent."""
+BEHIND_SYSTEM = chr(ord(SYSTEM) + 1)
+"""No name of the lake's own comes behind it."""
 Limit = Annotated[int, Query(ge=1, le=500)]
 
 
@@ -33,9 +37,9 @@ def routes(lake: LocalLake) -> APIRouter:
 
 def _add_streams(router: APIRouter, lake: LocalLake) -> None:
     @router.get("/streams")
-    def streams(limit: Limit = 100, cursor: str = "", prefix: str = "") -> dict[str, Any]:
+    def streams(limit: Limit = 100, cursor: str = "", prefix: str = "", *, hidden: bool = False) -> dict[str, Any]:
         with lake.session() as session:
-            names, following = _page(session.root()["streams"].keys(min=max(cursor, prefix)), limit, cursor, prefix)
+            names, following = page(session.root()["streams"], limit, cursor, prefix, hidden=hidden)
             return {"items": [session.streams[name].describe() for name in names], "cursor": following}
 
     @router.get("/streams/meta")
@@ -43,6 +47,19 @@ def _add_streams(router: APIRouter, lake: LocalLake) -> None:
         with lake.session() as session:
             described: dict[str, Any] = get(session.streams, name).describe()
             return described
+
+    @router.get("/streams/chunks")
+    def chunks(
+        name: str, limit: Limit = 100, offset: Annotated[int, Query(ge=0)] = 0, cursor: str = ""
+    ) -> dict[str, Any]:
+        """From the one that has the byte `offset`, or behind the cursor: the position where the last page ended."""
+        with lake.session() as session:
+            found = get(session.streams, name)
+            first = _position(cursor) if cursor else offset
+            page = list(islice(found.chunks(first), limit)) if first < found.size else []
+            stop = page[-1][0] + page[-1][1] if page else found.size
+            items = [{"position": at, "length": length, "time": when} for at, length, when in page]
+            return {"items": items, "cursor": str(stop) if stop < found.size else None}
 
     @router.get("/streams/sha256")
     def digest(name: str, size: Annotated[int | None, Query(ge=0)] = None) -> dict[str, Any]:
@@ -62,8 +79,9 @@ def _add_streams(router: APIRouter, lake: LocalLake) -> None:
         session = lake.session()
         try:
             found = get(session.streams, name)
-            start, stop = _range(request.headers.get("range"), found.size)
+            start, stop = _range(request.headers.get("range"), found.size, found.start)
             headers = {"Accept-Ranges": "bytes", "Content-Length": str(stop - start)}
+            headers["Clachan-Stream-Start"] = str(found.start)
             if partial := "range" in request.headers:
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{found.size}"
             parts = (found.read(at, min(BLOCK, stop - at)) for at in range(start, stop, BLOCK))
@@ -75,9 +93,9 @@ def _add_streams(router: APIRouter, lake: LocalLake) -> None:
 
 def _add_arrays(router: APIRouter, lake: LocalLake) -> None:
     @router.get("/arrays")
-    def arrays(limit: Limit = 100, cursor: str = "", prefix: str = "") -> dict[str, Any]:
+    def arrays(limit: Limit = 100, cursor: str = "", prefix: str = "", *, hidden: bool = False) -> dict[str, Any]:
         with lake.session() as session:
-            names, following = _page(session.root()["arrays"].keys(min=max(cursor, prefix)), limit, cursor, prefix)
+            names, following = page(session.root()["arrays"], limit, cursor, prefix, hidden=hidden)
             return {"items": [describe(session.arrays[name]) for name in names], "cursor": following}
 
     @router.get("/arrays/meta")
@@ -142,8 +160,15 @@ def get(mapping: Mapping[str, T], name: str) -> Any:
         raise RefusedError(404, str(error), field="name") from None
 
 
-def _page(names: Iterable[str], limit: int, cursor: str, prefix: str) -> tuple[list[str], str | None]:
-    """The next `limit` names behind the cursor, and the cursor for those that follow."""
+def page(
+    tree: Any, limit: int, cursor: str = "", prefix: str = "", *, hidden: bool = True
+) -> tuple[list[str], str | None]:
+    """The next `limit` names of a tree behind the cursor, and the cursor for those that follow; without `hidden` none
+    of the lake's own."""
+    names: Iterable[str] = tree.keys(min=max(cursor, prefix))
+    if not hidden:
+        after = tree.keys(min=max(cursor, prefix, BEHIND_SYSTEM))
+        names = chain(takewhile(lambda name: name < SYSTEM, names), after)
     found: list[str] = []
     for name in names:
         if not name.startswith(prefix):
@@ -156,19 +181,28 @@ def _page(names: Iterable[str], limit: int, cursor: str, prefix: str) -> tuple[l
     return found, None
 
 
-def _range(header: str | None, size: int) -> tuple[int, int]:
-    """Start and stop of a single range of bytes (RFC 9110, 14.1.2); raises RefusedError(416)."""
+def _position(cursor: str) -> int:
+    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
+        raise RefusedError(400, f"cursor: {cursor!r:.80}, expected one of a list's answer", field="cursor")
+    return int(cursor)
+
+
+def _range(header: str | None, size: int, low: int = 0) -> tuple[int, int]:
+    """Start and stop of a single range of bytes (RFC 9110, 14.1.2) of which those before `low` are not kept; all that
+    are without a header. Raises RefusedError(416)."""
     if header is None:
-        return 0, size
+        return low, size
     match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
     first, last = match.groups() if match else ("", "")
     if first:
         start, stop = int(first), min(int(last) + 1, size) if last else size
     else:
-        start, stop = max(0, size - int(last or 0)), size
-    if not match or start >= stop:
+        start, stop = max(low, size - int(last or 0)), size
+    if not match or start >= stop or start < low:
         raise RefusedError(
-            416, f"range: {header:.80}, expected bytes inside 0-{size}", headers={"Content-Range": f"bytes */{size}"}
+            416,
+            f"range: {header:.80}, expected bytes inside {low}-{size}",
+            headers={"Content-Range": f"bytes */{size}", "Clachan-Stream-Start": str(low)},
         )
     return start, stop
 

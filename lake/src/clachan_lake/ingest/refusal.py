@@ -22,6 +22,7 @@ CODES = {
     415: "invalid",
     416: "invalid",
     422: "invalid",
+    429: "busy",
     500: "unavailable",
     503: "unavailable",
     507: "unavailable",
@@ -47,6 +48,10 @@ class RefusedError(Exception):
         self.headers = headers
 
 
+def answer(error: RefusedError) -> JSONResponse:
+    return _answer(error.status, str(error), error.field, error.hint, error.headers)
+
+
 def _answer(
     status: int, message: str, field: str | None = None, hint: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
@@ -59,7 +64,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RefusedError)
     async def refused(_request: Request, error: RefusedError) -> JSONResponse:
-        return _answer(error.status, str(error), error.field, error.hint, error.headers)
+        return answer(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:

@@ -1,21 +1,25 @@
-"""Keeps the worker: starts it when a transformation is due, and gives up on a stream that it died of twice."""
+"""Keeps the worker: starts it when something is due, ends it when a call takes too long, and notes what it died of."""
 
 import asyncio
 import json
 import logging
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
-from collections import Counter
+from contextlib import suppress
 
 from starlette.concurrency import run_in_threadpool
 
 from clachan_lake.ingest.config import Config
 from clachan_lake.local import LocalLake
-from clachan_lake.transform import worker
+from clachan_lake.transform import engine, queue, worker
+from clachan_lake.transform.engine import Call
 
 log = logging.getLogger(__name__)
-DEATHS = 2
 LATER_SECONDS = 10.0
+POLL_SECONDS = 0.25
+"""So often it looks whether other processes have committed something."""
+LINE_BYTES = 1 << 20
 
 
 class Keeper:
@@ -23,13 +27,16 @@ class Keeper:
 
     def __init__(self, config: Config, lake: LocalLake) -> None:
         self._config = config
-        self._lake = lake
+        self._lake = lake.session()
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
         self._event.set()
+        self._seen = self._revision = b""
+        self._known: queue.Known = {}
+        self._retry: float | None = None
         self._process: Process | None = None
-        self._current: str | None = None
-        self._deaths: Counter[str] = Counter()
+        self._call: Call | None = None
+        self._late = False
 
     def due(self) -> None:
         self._loop.call_soon_threadsafe(self._wake)
@@ -42,8 +49,7 @@ class Keeper:
     async def run(self) -> None:
         try:
             while True:
-                await self._event.wait()
-                self._event.clear()
+                await self._wait()
                 while await run_in_threadpool(self._pending):
                     await self._work()
         finally:
@@ -51,23 +57,39 @@ class Keeper:
                 self._process.terminate()
                 await self._process.wait()
 
+    async def _wait(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._event.wait(), POLL_SECONDS)
+        self._event.clear()
+
     def _pending(self) -> bool:
-        with self._lake.session() as session:
-            return bool(session.root()["pending"])
+        self._lake.refresh()
+        retry = self._retry is not None and time.monotonic() >= self._retry
+        if self._lake.tid == self._seen and not retry:
+            return False
+        seen = self._lake.tid
+        found = queue.ready(self._lake, self._known)
+        revision = queue.revision(self._lake)
+        if declared := revision != self._revision:
+            self._revision = revision
+        self._retry = None if found.seconds is None else time.monotonic() + found.seconds
+        if not found.keys:
+            # else it is asked again when the worker has ended
+            self._seen = seen
+        return bool(found.keys) or (declared and bool(len(self._lake.transformations)))
 
     async def _work(self) -> None:
         config = self._config
+        self._call, self._late = None, False
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-I", "-m", "clachan_lake.transform.worker"),
             *(str(config.socket), str(config.blobs), str(config.worker_seconds)),
             stdin=PIPE,
             stdout=PIPE,
+            limit=LINE_BYTES,
         )
-        self._current = None
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            self._current = json.loads(line)
+        await self._watch(self._process)
         status = await self._process.wait()
         self._process = None
         if status == worker.LATER:
@@ -75,17 +97,31 @@ class Keeper:
         elif status:
             await self._died(status)
 
+    async def _watch(self, process: Process) -> None:
+        """Follow what it tells until it ends; end it when a call takes longer than it may."""
+        assert process.stdout is not None
+        while True:
+            try:
+                line = await asyncio.wait_for(process.stdout.readline(), self._call.seconds if self._call else None)
+            except TimeoutError:
+                self._late = True
+                process.kill()
+                return
+            if not line:
+                return
+            told = json.loads(line)
+            self._call = told and Call(**{**told, "key": tuple(told["key"])})
+
     async def _died(self, status: int) -> None:
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        log.warning("worker ended with %s at stream %r", how, self._current)
-        if self._current is None:
+        call = self._call
+        if call is None:
+            log.warning("worker ended with %s", how)
             await asyncio.sleep(LATER_SECONDS)
             return
-        self._deaths[self._current] += 1
-        if self._deaths[self._current] >= DEATHS:
-            del self._deaths[self._current]
-            await run_in_threadpool(self._give_up, self._current, how)
-
-    def _give_up(self, name: str, how: str) -> None:
-        with self._lake.session() as session:
-            worker.fail(session, name, f"the worker died of it {DEATHS} times ({how})")
+        message = f"the call took longer than {call.seconds:g} s" if self._late else f"the worker died of it ({how})"
+        try:
+            await run_in_threadpool(engine.fail, self._lake, call, message, "function")
+        except OSError as error:
+            log.warning("transformation %s: not noted that it failed: %s", call.key[2], error)
+            await asyncio.sleep(LATER_SECONDS)

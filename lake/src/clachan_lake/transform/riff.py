@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from clachan_lake.transform.batch import ContentError
+
 Reader = Callable[[int, int], bytes]
 """(offset, count) -> at most count bytes."""
 
@@ -55,7 +57,7 @@ SPEAKERS = [
 ]
 
 
-class WavError(ValueError):
+class WavError(ContentError):
     """The file is no WAV file that can be read; the message says what stands where something else was expected."""
 
 

@@ -11,37 +11,39 @@ from typing import Any
 import numpy as np
 
 from clachan_lake.format import CHUNK_BYTES
-from clachan_lake.interface import AnyArray, Array, Arrays, Stream
+from clachan_lake.interface import AnyArray
 from clachan_lake.transform import riff
+from clachan_lake.transform.batch import Batch, Output, State
 
 BLOCK_BYTES = 2 * CHUNK_BYTES
 DTYPES = {"u8": "|u1", "s16": "<i2", "s24": "<i4", "s32": "<i4", "f32": "<f4", "f64": "<f8"}
 FULL_SCALE = {"u8": 128, "s16": 1 << 15, "s24": 1 << 23, "s32": 1 << 31, "f32": 1, "f64": 1}
 
 
-def run(stream: Stream, arrays: Arrays) -> tuple[Array, tuple[str, ...]]:
-    """Write the array, in the caller's transaction; what this made of the stream before is replaced. Returns it and
-    the warnings. Raises riff.WavError; ValueError when the array's name is another's."""
-    wav = riff.parse(stream.read, stream.size)
-    if stream.name in arrays:
-        if arrays[stream.name].attrs.get("source") != stream.name:
-            raise ValueError(f"array {stream.name!r}: exists, expected a free name or what this transformation made")
-        del arrays[stream.name]
+def transform(batch: Batch, output: Output, state: State) -> None:
+    """Add the frames of the whole stream. Raises riff.WavError."""
+
+    def read(offset: int, count: int) -> bytes:
+        found: bytes = batch.read(offset, max(offset, min(offset + count, batch.stop)))
+        return found
+
+    wav = riff.parse(read, batch.stop)
     dtype = np.dtype(DTYPES[wav.format.sample])
-    array = arrays.create(stream.name, (0, wav.format.channels), dtype, _attributes(stream, wav))
-    for rows in decode(stream, wav):
-        array.append(rows)
-    return array, wav.warnings
+    output.append(np.empty((0, wav.format.channels), dtype), attrs=_attributes(batch, wav))
+    for rows in decode(read, wav):
+        output.append(rows)
+    for text in wav.warnings:
+        output.warn(text)
 
 
-def decode(stream: Stream, wav: riff.Wav) -> Iterator[AnyArray]:
+def decode(read: riff.Reader, wav: riff.Wav) -> Iterator[AnyArray]:
     """The frames in order, as blocks of samples x channels."""
     form = wav.format
     width = form.frame_bytes // form.channels
     step = max(1, BLOCK_BYTES // (form.channels * np.dtype(DTYPES[form.sample]).itemsize))
     for first in range(0, wav.frames, step):
         count = min(step, wav.frames - first)
-        data = stream.read(wav.offset + first * form.frame_bytes, count * form.frame_bytes)
+        data = read(wav.offset + first * form.frame_bytes, count * form.frame_bytes)
         flat = _from_24_bits(data) if width == 3 else np.frombuffer(data, DTYPES[form.sample])
         yield flat.reshape(count, form.channels)
 
@@ -53,7 +55,7 @@ def _from_24_bits(data: bytes) -> AnyArray:
     return out
 
 
-def _attributes(stream: Stream, wav: riff.Wav) -> dict[str, Any]:
+def _attributes(batch: Batch, wav: riff.Wav) -> dict[str, Any]:
     form = wav.format
     return {
         "rate": form.rate,
@@ -62,7 +64,7 @@ def _attributes(stream: Stream, wav: riff.Wav) -> dict[str, Any]:
         "valid_bits": form.valid_bits,
         "full_scale": FULL_SCALE[form.sample],
         "silence": 128 if form.sample == "u8" else 0,
-        "source": stream.name,
-        "source_bytes": stream.size,
+        "source": batch.source,
+        "source_bytes": batch.stop,
         "warnings": list(wav.warnings),
     }
