@@ -1,9 +1,10 @@
 """Ingestion over HTTP: synced bodies of 1 MiB beside `dd oflag=dsync`, many senders of 16 KiB, and the server's memory.
 
 `bench_ingest.py one`, `many`, `memory` run one part; all do by default. The server is a process of its own and syncs
-all that it acknowledges; server, client and disk share the machine. `dd` and the sender take turns on the same disk.
-`memory` sends GIB (2, or the environment's; 10 is the issue's) in bodies of 1 MiB, and a tenth of it in bodies of
-16 KiB. All is below PLACE (/var/tmp, or the environment's), which says on which disk. The senders are one process, connections that stay open, requests that are made once; its cost is stated.
+all that it acknowledges; server, client and disk share the machine. `dd` and the sender take turns on the same disk,
+that of PLACE (/var/tmp, or the environment's). `memory` sends GIB (2, or the environment's) in bodies of 1 MiB, and a
+tenth of it in bodies of 16 KiB. The senders are one process, connections that stay open, requests that are made once;
+its cost is stated.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import psutil
@@ -91,10 +93,8 @@ def send(port: int, requests: list[bytes], count: int, seconds: float = 600) -> 
 
     async def run() -> list[float]:
         loop, until = asyncio.get_running_loop(), time.perf_counter() + seconds
-        senders = [
-            (await loop.create_connection(lambda one=one: Sender(one, count, until), "127.0.0.1", port))[1]
-            for one in requests
-        ]
+        makers = [partial(Sender, one, count, until) for one in requests]
+        senders = [(await loop.create_connection(make, "127.0.0.1", port))[1] for make in makers]
         for sender in senders:
             await sender.ended
         return [one for sender in senders for one in sender.times]

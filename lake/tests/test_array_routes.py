@@ -208,9 +208,9 @@ def test_after_is_where_the_rows_must_come_to_stand(server: Server) -> None:
 
 def test_a_body_that_is_cut_appends_nothing(server: Server) -> None:
     put(server, "cut", PAIR)
-    head = f"POST /arrays/data?name=cut&rows=100000 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    head = f"POST /arrays/data?name=cut&rows=500000 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(f"{head}Content-Length: 400000\r\n\r\n".encode() + b"x" * 100_000)
+        connection.sendall(f"{head}Content-Length: 2000000\r\n\r\n".encode() + b"x" * 1_000_000)
         wait_for(lambda: list((server.folder / "incoming").iterdir()), "the spooled body")
     wait_for(lambda: not list((server.folder / "incoming").iterdir()), "the spooled body's end")
     assert server.get("/arrays/meta", name="cut").json()["shape"] == [0, 2]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from clachan_lake.interface import Lake
 
 LAKE = "home.lake"
+TRANSFORMATION = "wav"
 QUIET_SECONDS = 120
 PAUSE_SECONDS = 0.2
 SHOWN = 20
@@ -136,7 +137,8 @@ def _wait(lake: "Lake", tag: str, say: Any) -> dict[str, Any]:
     size, since = -1, time.monotonic()
     while True:
         described = lake.streams[tag].describe() if tag in lake.streams else {}
-        change = described.get("transformation", {})
+        followers: list[dict[str, Any]] = described.get("transformations", [])
+        change = next((one for one in followers if one["name"] == TRANSFORMATION), {})
         if change.get("state") == "done":
             return described
         if change.get("state") == "failed":
