@@ -142,6 +142,15 @@ def test_software_that_no_supply_brings_is_fetched() -> None:
     assert planned(host(), ready=set(), lines=[line()]).fetch == ()
 
 
+def test_what_a_former_platform_made_is_removed_by_the_present_one() -> None:
+    ours = {"software": "clachan.platform.lake"}
+    assert groups(planned(host(**ours, state="absent"), ready=set())) == [
+        ("absent", f"clachan.platform.lake {DIGEST[0]} absent", ["home.one"])
+    ]
+    assert planned(host(**ours), ready=set()).groups == ()
+    assert planned(host(state="absent"), ready=set()).groups == ()
+
+
 def test_backoff_grows_and_never_stops() -> None:
     assert [backoff(n) for n in (1, 2, 3, 6, 7, 8, 1000)] == [5, 10, 20, 160, 300, 300, 300]
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import JsonValue, ValidationError
 
 from clachan.agent.memory import Instance, Supply
+from clachan.agent.software import PLATFORM
 from clachan.contract.facts import canonical
 from clachan.contract.inventory import InstanceVariables, Inventory, SupplyLine
 
@@ -90,7 +91,7 @@ def due(host: Host, known: Instance | None, now: float) -> bool:
 def plan(
     hosts: Mapping[str, Host],
     memory: Mapping[str, Instance],
-    lines: Iterable[SupplyLine],
+    lines: Collection[SupplyLine],
     supplies: Mapping[str, Supply],
     *,
     ready: Collection[str],
@@ -101,7 +102,6 @@ def plan(
 
     An instance waits for its software's files and, when there is one, for its supply.
     """
-    lines = list(lines)
     open_lines = tuple(line for line in lines if _supply_due(line, supplies.get(line.id), now))
     unsupplied = {
         (line.software, line.digest)
@@ -114,10 +114,11 @@ def plan(
         if identity in busy or not due(host, memory.get(identity), now):
             continue
         software = (host.instance.software, host.instance.digest)
-        if host.instance.digest not in ready:
-            waiting_for.add(host.instance.digest)
-        elif host.instance.state == "absent":
+        # what a former platform made, the present one removes: the former's files never come again
+        if host.instance.state == "absent" and (software[1] in ready or software[0].startswith(f"{PLATFORM}.")):
             groups.setdefault(("absent", *software, "absent"), []).append(host)
+        elif host.instance.digest not in ready:
+            waiting_for.add(host.instance.digest)
         elif software not in unsupplied:
             groups.setdefault(("converge", *software, host.instance.type), []).append(host)
     brought = {line.digest for line in lines if line.state == "present"}
