@@ -176,7 +176,8 @@ def test_a_full_disk_at_each_write_is_an_error_and_changes_nothing(tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr[-3000:]
     failures, _reopened = map(int, done.stdout.split())
-    assert failures >= 2
+    # a resize writes less than a page
+    assert failures >= (1 if operation == "resize" else 2)
 
 
 # -- damaged chunk files

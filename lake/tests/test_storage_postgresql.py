@@ -169,9 +169,10 @@ def test_a_commit_syncs_its_blobs(url: str, tmp_path: Path, monkeypatch: pytest.
         synced = recorder.take()
         folder = Path(blob.committed()).parent.relative_to(tmp_path)
         assert len(synced) == 3
-        assert synced[0].startswith(f"{folder}/")
-        assert synced[0].endswith(".tmp-")
-        assert synced[1:] == [str(folder), str(folder.parent)]
+        # at the same time, so in any order
+        (file,) = set(synced) - {str(folder), str(folder.parent)}
+        assert file.startswith(f"{folder}/")
+        assert file.endswith(".tmp-")
         # each session of a client, too, and what one has synced the others know
         session = connection.db().open(second := TransactionManager())
         session.root()["arrays"]["c"] = Blob(b"data")
