@@ -48,6 +48,7 @@ def home_with_dask(folder: Path) -> Home:
     return home
 
 
+@pytest.mark.heavy
 def test_a_cluster_does_a_job_of_a_lake(
     tmp_path: Path, server: Server, running: "list[subprocess.Popen[bytes]]"
 ) -> None:

@@ -255,8 +255,8 @@ def test_a_disk_that_is_full_keeps_the_result_waiting(
 
 
 def test_a_call_and_a_result_that_take_longer_than_a_lease(tmp_path: Path, workers: list[WorkerProcess]) -> None:
-    """They are on their way for several leases, and the attempt is the first."""
-    served = Server(tmp_path, job_lease_seconds=0.5).start()
+    """They are on their way for longer than a lease, and the attempt is the first."""
+    served = Server(tmp_path, job_lease_seconds=1).start()
     try:
         workers.append(WorkerProcess(served, tmp_path / "worker"))
         with lake_of(served) as lake:

@@ -46,6 +46,7 @@ def finished(process: "subprocess.Popen[str]") -> dict[str, Any]:
     return json.loads(said.splitlines()[-1])
 
 
+@pytest.mark.heavy
 def test_a_search_is_found_by_another_kernel(server: Server, tmp_path: Path) -> None:
     """The first one is gone before there is a worker."""
     sender = kernel(server, tmp_path, [*cells()[:3], "import time\nprint('sent', flush=True)\ntime.sleep(300)"])

@@ -240,6 +240,7 @@ def test_in_a_notebook_the_lake_is_one_line_away(running: Running, server: Serve
         assert TOKEN not in said(kernel, "print(dict(__import__('os').environ))")
 
 
+@pytest.mark.heavy
 def test_a_lake_that_comes_back_is_read_again(make_lab: Callable[..., Running], own_server: Server) -> None:
     own_server.start()
     lab = make_lab(lab_lake_url=own_server.url, lab_lake_token=TOKEN).start()
@@ -356,6 +357,7 @@ def test_a_kernel_that_dies_is_told(running: Running) -> None:
         Kernel(running.lab, "nothing").__enter__()
 
 
+@pytest.mark.heavy
 def test_a_killed_lab_has_lost_no_file(make_lab: Callable[..., Running]) -> None:
     lab = make_lab()
     settings = [path for path in (lab.slot / "etc").rglob("*") if path.is_file()]
@@ -395,6 +397,7 @@ def test_without_a_lake_there_is_no_promise_of_one(make_lab: Callable[..., Runni
     assert not [name for name in kernel["env"] if name.startswith("CLACHAN_")]
 
 
+@pytest.mark.heavy
 def test_the_former_lock_brings_the_former_environment_back(make_lab: Callable[..., Running]) -> None:
     """Of locks without packages; the platform's `clachan-lake` is added to each."""
     lab = make_lab()

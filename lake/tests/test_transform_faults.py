@@ -146,7 +146,7 @@ COUNT = 20_000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.heavy)])
 def test_killed_at_any_moment_the_output_has_everything_once(own_server: Server, seed: int) -> None:
     """Server and worker, by SIGKILL, while it sends, runs and folds; two transformations in a row."""
     places = random.Random(seed)

@@ -14,7 +14,7 @@ import pytest
 from clachan_lake.transform import csv, jsonl, msgpack
 from clachan_lake.transform.options import READERS
 from clachan_lake.transform.records import RecordError
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from .reading_records import COLUMNS, Transform, read
@@ -263,6 +263,8 @@ LINES = st.lists(st.lists(CELLS, min_size=1, max_size=5), min_size=1, max_size=6
 
 
 @given(lines=LINES, repeat=st.sampled_from([1, 400]))
+@example(lines=[["", "", "true"]], repeat=1)
+@example(lines=[["False", "", "1"], ["", "x", "0"]], repeat=1)
 @settings(max_examples=60, deadline=None)
 def test_both_parsers_of_fields_agree(lines: list[list[str]], repeat: int) -> None:
     """pandas' for much, Python's for little."""

@@ -127,7 +127,7 @@ class Tending(threading.Thread):
             self._forget(name, policy)
         if policy.quota_bytes is not None:
             self._seen.setdefault(record.policy, set()).add((kind, name))
-            self._registry.usage.set(record.policy, (kind, name), self._held(record))
+            self._registry.usage.count(record.policy, (kind, name), self._held(record))
 
     def _held(self, record: StreamRecord | ArrayRecord) -> int:
         if isinstance(record, StreamRecord):
@@ -154,7 +154,7 @@ class Tending(threading.Thread):
         for number, letter in dead.items():
             if letter["kind"] == INGEST:
                 met.add(("dead", str(number)))
-                usage.set(DEAD, ("dead", str(number)), letter["length"])
+                usage.count(DEAD, ("dead", str(number)), letter["length"])
         usage.keep(DEAD, met)
 
 

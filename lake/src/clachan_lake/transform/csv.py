@@ -9,6 +9,7 @@ one with fewer the last are missing, as are empty fields. Empty lines are passed
 
 import csv
 import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from clachan_lake.transform.batch import Batch, Output, State
 from clachan_lake.transform.options import CsvOptions, read_csv, table
 from clachan_lake.transform.records import TROUBLE, Column, RecordError, as_whole, convert, fitting, rows, since_1970
 
+BOOLEAN = re.compile(rb"true|false", re.IGNORECASE)
 FAST_BYTES = 4096
 """Below, starting pandas' parser takes longer than Python's."""
 
@@ -89,10 +91,19 @@ def _parse_fast(data: bytes, names: Sequence[str], options: CsvOptions) -> AnyAr
             na_values={key: [""] for key, kind in kinds.items() if kind[0] not in "sS"},
             low_memory=False,
         )
+    # pandas takes a column of nothing but truth values for numbers
+    numbers = (frame[key].to_numpy() for key, kind in kinds.items() if kind[0] in "iuf")
+    if any(map(_only_bits, numbers)) and BOOLEAN.search(data):
+        raise RecordError("true or false: left to Python's parser")
     out = np.empty(len(frame), table(options).dtype)
     for column in options.columns:
         out[column.name] = _column(column, frame[column.path[0]])
     return out
+
+
+def _only_bits(values: AnyArray) -> bool:
+    """Whether there are no other numbers than 0 and 1."""
+    return all(((part == 0) | (part == 1) | np.isnan(part)).all() for part in (values[:1], values))
 
 
 def _kinds(data: bytes, names: Sequence[str], wanted: dict[str, Column], options: CsvOptions) -> dict[str, str]:
