@@ -396,6 +396,7 @@ def test_sessions_do_as_numpy(place: Place, examples: int) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("where", "examples"), EXAMPLES.items(), ids=list(EXAMPLES))
 def test_sessions_do_as_numpy_for_long(place: Place, examples: int) -> None:
