@@ -50,7 +50,8 @@ CHECK = "etc/check.py"
 EXTENSION = "--ext=clachan_lake.notebook"
 FILES = "var/home"
 NOTEBOOKS = ("waveform", "fitting", "time_travel", "away")
-SOCKET_PATH, SOCKET_NAME = 107, len("/var/run/kernel-%s-ipc-1" % ("-" * 36))
+SOCKET_PATH = 107
+SOCKET_NAME = len("/var/run/kernel-%s-ipc-1" % ("-" * 36))
 UNUSED = ("jupyter_lsp", "jupyter_server_terminals", "notebook_shim")
 """Extensions of the server that would cost memory for nothing, and the terminals, see below."""
 
