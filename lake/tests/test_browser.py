@@ -324,6 +324,7 @@ def test_hostile_names_run_nothing(filled: Server, session: Watched) -> None:
     for kind in ("array", "stream"):
         page.goto(f"{filled.url}/?kind={kind}")
         page.locator(".name", has_text="taken").click()
+        page.wait_for_url("**/page?*")
         if kind == "array":
             plot(page)
             shown(page)

@@ -17,7 +17,7 @@ from clachan_lake.exchange.npy import from_npy, to_npy
 from clachan_lake.exchange.wav import to_wav
 from clachan_lake.exchange.zarr import from_zarr, to_zarr
 from clachan_lake.local import LocalLake
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -70,6 +70,8 @@ def test_npy_there_and_back(lake: LocalLake, tmp_path: Path, small_blocks: None,
 
 @ANY
 @given(array=arrays([*IN_ZARR, np.dtype([("t", "<i8"), ("v", "<f4")])]))
+@example(array=np.array((0, -0.0), [("t", "<i8"), ("v", "<f4")]))
+@example(array=np.array([0.0, -0.0]))
 def test_zarr_there_and_back(lake: LocalLake, tmp_path: Path, small_blocks: None, array: np.ndarray) -> None:
     name, order = f"a{next(NUMBERS)}", "F" if array.ndim > 1 and array.flags.f_contiguous else "C"
     attrs = {"rate": 48000, "names": ["x", {"y": None}], "units": "V"}

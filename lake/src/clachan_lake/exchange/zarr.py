@@ -52,6 +52,8 @@ def _create(zarr: Any, folder: Path, array: Array, dtype: np.dtype[Any], chunks:
             filters=turned or "auto",
             attributes=dict(array.attrs),
             overwrite=True,
+            # it leaves out chunks that equal zeros; of fields it does not see that -0.0 is another
+            config={"write_empty_chunks": dtype.names is not None},
         )
     except (TypeError, ValueError) as error:
         raise DtypeError(
