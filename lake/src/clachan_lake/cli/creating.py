@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clachan_lake.cli.meter import Meter
-from clachan_lake.cli.options import Blobs, CaFile, Json, Target, TokenFile, open_target, print_items, writing
+from clachan_lake.cli.options import Json, on_lake, print_items, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 NewName = Annotated[str, typer.Argument(help="name of the new array")]
 
 
+@on_lake(read_only=False)
 def create(
-    target: Target,
+    lake: Any,
     name: NewName,
     *,
     shape: Annotated[str, typer.Option(help="lengths of the axes, like 0,2")],
@@ -28,34 +29,28 @@ def create(
     order: Annotated[str, typer.Option(help="C, or F: the last axis grows")] = "C",
     attr: Annotated[list[str] | None, typer.Option(help="attribute, NAME=JSON; may be repeated")] = None,
     units: Annotated[str | None, typer.Option(help="of the values")] = None,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """Make an array of zeros."""
     sizes, attrs = read_shape(shape), read_attrs(attr or [])
-    with open_target(target, token_file, blobs, ca_file) as lake:
-        kind = read_dtype(dtype)
-        with writing(lake):
-            made = lake.arrays.create(name, sizes, kind, attrs, order=order, units=units)
-        print_items([_described(made)], as_json, _line)
+    kind = read_dtype(dtype)
+    with writing(lake):
+        made = lake.arrays.create(name, sizes, kind, attrs, order=order, units=units)
+    print_items([_described(made)], as_json, _line)
 
 
+@on_lake(read_only=False)
 def import_(
-    target: Target,
+    lake: Any,
     name: NewName,
     path: Annotated[Path, typer.Argument(exists=True, help="a .npy file, or the folder of a Zarr array")],
     *,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """Make an array of a file or folder, block by block. Nothing of it is kept when that fails."""
     if not path.is_dir() and path.suffix != ".npy":
         raise ValueError(f"file {path}: expected a .npy file, or a folder with a Zarr array")
-    with open_target(target, token_file, blobs, ca_file) as lake, Meter() as meter:
+    with Meter() as meter:
         with writing(lake):
             made = _read(lake, name, path, lambda done, total: meter(name, done, total))
         print_items([_described(made)], as_json, _line)

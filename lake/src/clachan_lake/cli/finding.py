@@ -5,14 +5,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clachan_lake.cli.options import Blobs, CaFile, Json, Target, TokenFile, is_remote, open_target, print_table
+from clachan_lake.cli.options import (
+    Json,
+    is_remote,
+    on_lake,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+@on_lake(read_only=True)
 def find(
-    target: Target,
+    lake: Any,
     words: Annotated[
         list[str] | None, typer.Argument(help="in names, titles, descriptions, tags; all must be there")
     ] = None,
@@ -20,14 +26,10 @@ def find(
     kind: Annotated[str, typer.Option(help="stream or array")] = "",
     tag: Annotated[str, typer.Option(help="that it has")] = "",
     limit: Annotated[int, typer.Option(min=1, help="how many at most")] = 1000,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """The catalogue: streams and arrays by what is said of them."""
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
-        items = list(islice(_found(lake, " ".join(words or []), kind, tag), limit))
+    items = list(islice(_found(lake, " ".join(words or []), kind, tag), limit))
     columns = {
         "name": lambda one: one["name"],
         "kind": lambda one: one["kind"],

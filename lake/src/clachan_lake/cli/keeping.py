@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from clachan_lake.cli.meter import Meter
-from clachan_lake.cli.options import POSTGRESQL, Blobs, CaFile, Json, Name, Target, TokenFile, open_target, print_items
+from clachan_lake.cli.options import (
+    POSTGRESQL,
+    Blobs,
+    Json,
+    Name,
+    Target,
+    on_lake,
+    open_target,
+    print_items,
+    print_table,
+)
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -99,34 +109,26 @@ def _copied(item: dict[str, Any]) -> str:
     return f"{item['objects']} records, {_size(item['bytes'])}, as of {item['time']} (commit {item['commit']})"
 
 
+@on_lake(read_only=True)
 def history(
-    target: Target,
+    lake: Any,
     name: Name,
     *,
     limit: Annotated[int, typer.Option(min=1, help="how many at most")] = 1000,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """The commits that changed an array, newest first: from the last pack on."""
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
-        revisions = lake.arrays[name].history(limit)
+    revisions = lake.arrays[name].history(limit)
     items = [
         {"id": one.id, "time": one.time.isoformat(), "shape": list(one.shape), "note": one.note} for one in revisions
     ]
-    if as_json:
-        print(json.dumps(items))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("id", "time", "shape", "note")
-    for item in items:
-        shape = " x ".join(map(str, item["shape"]))
-        table.add_row(*(Text(str(cell)) for cell in (item["id"], item["time"], shape, item["note"])))
-    Console().print(table)
+    columns = {
+        "id": lambda one: one["id"],
+        "time": lambda one: one["time"],
+        "shape": lambda one: " x ".join(map(str, one["shape"])),
+        "note": lambda one: one["note"],
+    }
+    print_table(items, as_json, columns)
 
 
 def verify(target: Target, blobs: Blobs = None, as_json: Json = False) -> None:

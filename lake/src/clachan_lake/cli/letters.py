@@ -2,18 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from clachan_lake.cli.options import (
-    Blobs,
     CaFile,
     Json,
     Target,
     TokenFile,
     is_remote,
     moment,
+    on_lake,
     open_target,
     print_table,
     writing,
@@ -25,15 +25,13 @@ Numbers = Annotated[list[int], typer.Argument(help="of letters, as the list says
 
 
 @app.command(name="list")
-def list_(
-    target: Target, token_file: TokenFile = None, blobs: Blobs = None, ca_file: CaFile = None, as_json: Json = False
-) -> None:
+@on_lake(read_only=True)
+def list_(lake: Any, as_json: Json = False) -> None:
     """All of them, the oldest first."""
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
-        if is_remote(lake):
-            items = list(lake.items("/dead"))
-        else:
-            items = [{"number": number, **lake.dead[number]} for number in lake.dead]
+    if is_remote(lake):
+        items = list(lake.items("/dead"))
+    else:
+        items = [{"number": number, **lake.dead[number]} for number in lake.dead]
     columns = {
         "number": lambda one: one["number"],
         "came": lambda one: moment(one.get("created")),
@@ -46,22 +44,19 @@ def list_(
 
 
 @app.command()
+@on_lake(read_only=True)
 def show(
-    target: Target,
+    lake: Any,
     number: Number,
     *,
     out: Annotated[Path | None, typer.Option(help="new file for its bytes")] = None,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """All about one; its bytes into a file."""
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
-        found = {"number": number, **lake.dead[number]}
-        if out:
-            with out.open("xb") as file:
-                file.write(lake.dead.read(number))
+    found = {"number": number, **lake.dead[number]}
+    if out:
+        with out.open("xb") as file:
+            file.write(lake.dead.read(number))
     print(json.dumps(found, indent=None if as_json else 2, ensure_ascii=as_json))
 
 
@@ -79,12 +74,10 @@ def replay(
 
 
 @app.command()
-def remove(
-    target: Target, numbers: Numbers, *, token_file: TokenFile = None, blobs: Blobs = None, ca_file: CaFile = None
-) -> None:
+@on_lake(read_only=False)
+def remove(lake: Any, numbers: Numbers) -> None:
     """Delete them with their bytes."""
-    with open_target(target, token_file, blobs, ca_file) as lake:
-        for number in numbers:
-            with writing(lake):
-                lake.dead.delete(number)
-            print(f"{number}: removed")
+    for number in numbers:
+        with writing(lake):
+            lake.dead.delete(number)
+        print(f"{number}: removed")

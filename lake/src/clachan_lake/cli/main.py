@@ -4,14 +4,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from clachan_lake import __version__
 from clachan_lake.cli import creating, finding, keeping, letters, policies, streams, tokens, transformations, working
 from clachan_lake.cli.meter import Meter
-from clachan_lake.cli.options import Blobs, CaFile, Json, Name, Target, TokenFile, open_target, print_items
+from clachan_lake.cli.options import CaFile, Json, Name, TokenFile, on_lake, print_items
 from clachan_lake.errors import LakeError
 
 app = typer.Typer(no_args_is_help=True, help="Streams and arrays: serve, ship, list, export, draw, keep.")
@@ -69,77 +69,64 @@ def ingest(
 
 
 @app.command(name="list")
-def list_(
-    target: Target, token_file: TokenFile = None, blobs: Blobs = None, ca_file: CaFile = None, as_json: Json = False
-) -> None:
+@on_lake(read_only=False)
+def list_(lake: Any, as_json: Json = False) -> None:
     """The streams with the state of their transformation, and the arrays."""
     from clachan_lake.cli import showing
 
-    with open_target(target, token_file, blobs, ca_file) as lake:
-        items = showing.everything(lake)
-        if as_json:
-            print(json.dumps(items))
-        else:
-            showing.table(items)
+    items = showing.everything(lake)
+    if as_json:
+        print(json.dumps(items))
+    else:
+        showing.table(items)
 
 
 @app.command()
+@on_lake(read_only=False)
 def show(
-    target: Target,
+    lake: Any,
     name: Name,
     *,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """All about the stream and the array of a name."""
     from clachan_lake.cli import showing
 
-    with open_target(target, token_file, blobs, ca_file) as lake:
-        found = showing.one(lake, name)
-        print(json.dumps(found, indent=None if as_json else 2, ensure_ascii=as_json))
+    found = showing.one(lake, name)
+    print(json.dumps(found, indent=None if as_json else 2, ensure_ascii=as_json))
 
 
 @app.command()
+@on_lake(read_only=True)
 def export(
-    target: Target,
+    lake: Any,
     name: Name,
     file: Annotated[Path, typer.Argument(help="*.npy, *.zarr: the array; *.wav: it as sound; else: the stream")],
-    *,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
 ) -> None:
     """Write a stream or an array to a file or folder, block by block."""
     from clachan_lake.cli.exporting import export as write
 
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake, Meter() as meter:
+    with Meter() as meter:
         size = write(lake, name, file, lambda done, total: meter(name, done, total))
     print(f"{file}: {size} bytes")
 
 
 @app.command()
+@on_lake(read_only=False)
 def picture(
-    target: Target,
+    lake: Any,
     names: Annotated[list[str] | None, typer.Argument(help="recordings; by default all")] = None,
     *,
     png: Annotated[Path | None, typer.Option(help="write waveforms and spectrograms here")] = None,
     html: Annotated[Path | None, typer.Option(help="write a page with pictures and numbers here")] = None,
     title: Annotated[str, typer.Option(help="of the page")] = "Recordings",
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """Draw recordings: waveform and spectrogram. Needs the extra `pictures`."""
     from clachan_lake.cli.showing import draw
 
-    with open_target(target, token_file, blobs, ca_file) as lake:
-        written = draw(lake, names, png, html, title)
-        print_items(
-            written, as_json, lambda one: f"{one['name']}: {one['samples']} samples, peak {one['peak_hz']:.1f} Hz"
-        )
+    written = draw(lake, names, png, html, title)
+    print_items(written, as_json, lambda one: f"{one['name']}: {one['samples']} samples, peak {one['peak_hz']:.1f} Hz")
 
 
 finding.add_to(app)

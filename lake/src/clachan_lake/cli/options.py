@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,29 @@ def open_target(
         raise ValueError(f"lake {target}: not there, expected a folder, a socket or a URL")
     token = read_token(token_file) if token_file else None
     return open_lake(target, read_only=read_only, token=token, blobs=blobs, ca=ca_file)
+
+
+def on_lake(*, read_only: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """For verbs that work on one lake: what they take as their first parameter, `lake`, is opened for them, and who
+    types the verb says which one by the argument and the options that all verbs share."""
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        def run(
+            target: Target, token_file: TokenFile = None, blobs: Blobs = None, ca_file: CaFile = None, **given: Any
+        ) -> None:
+            with open_target(target, token_file, blobs, ca_file, read_only=read_only) as lake:
+                verb(lake, **given)
+
+        own = list(signature(verb, eval_str=True).parameters.values())[1:]
+        target, *options = list(signature(run).parameters.values())[:-1]
+        # the framework reads them: the lake first, what all share behind the verb's own
+        shown = [target, *own, *options]
+        run.__signature__ = Signature([one.replace(kind=Parameter.KEYWORD_ONLY) for one in shown])  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in shown}
+        run.__name__, run.__doc__ = verb.__name__, verb.__doc__
+        return run
+
+    return decorate
 
 
 def is_remote(lake: "Lake") -> bool:

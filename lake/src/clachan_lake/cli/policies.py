@@ -8,13 +8,9 @@ import typer
 from clachan_lake.cli.creating import read_attrs
 from clachan_lake.cli.keeping import duration
 from clachan_lake.cli.options import (
-    Blobs,
-    CaFile,
     Json,
-    Target,
-    TokenFile,
     is_remote,
-    open_target,
+    on_lake,
     print_items,
     print_table,
     writing,
@@ -26,12 +22,10 @@ Duration = Annotated[float | None, typer.Option(parser=duration, metavar="DURATI
 
 
 @app.command(name="list")
-def list_(
-    target: Target, token_file: TokenFile = None, blobs: Blobs = None, ca_file: CaFile = None, as_json: Json = False
-) -> None:
+@on_lake(read_only=True)
+def list_(lake: Any, as_json: Json = False) -> None:
     """All policies."""
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
-        items = list(lake.items("/policies")) if is_remote(lake) else [*map(lake.policies.describe, lake.policies)]
+    items = list(lake.items("/policies")) if is_remote(lake) else [*map(lake.policies.describe, lake.policies)]
     columns = {
         "policy": lambda one: one["policy"],
         "pattern": lambda one: one["pattern"],
@@ -49,24 +43,22 @@ def _kept(one: dict[str, Any]) -> str:
 
 
 @app.command()
+@on_lake(read_only=True)
 def show(
-    target: Target,
+    lake: Any,
     name: Policy,
     *,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """All about one."""
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
-        found = lake.policies[name]
+    found = lake.policies[name]
     print(json.dumps(found, indent=None if as_json else 2, ensure_ascii=as_json))
 
 
 @app.command(name="set")
+@on_lake(read_only=False)
 def set_(
-    target: Target,
+    lake: Any,
     name: Policy,
     *,
     title: Annotated[str | None, typer.Option(help="text for people")] = None,
@@ -83,9 +75,6 @@ def set_(
     quota_bytes: Annotated[int | None, typer.Option(help="what all that it made may hold")] = None,
     ids: Duration = None,
     unmatched: Annotated[str | None, typer.Option(help="refuse or dead: what becomes of other tags")] = None,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """Make a policy, or give one that is there these values, and the others their defaults. What it has made stays."""
@@ -103,10 +92,9 @@ def set_(
         "ids_seconds": None if ids is None else round(ids),
         "unmatched": unmatched,
     }
-    with open_target(target, token_file, blobs, ca_file) as lake:
-        with writing(lake):
-            changed = lake.policies.declare(name, **{key: value for key, value in keys.items() if value is not None})
-        print_items([{"policy": name, "changed": changed, **lake.policies[name]}], as_json, said)
+    with writing(lake):
+        changed = lake.policies.declare(name, **{key: value for key, value in keys.items() if value is not None})
+    print_items([{"policy": name, "changed": changed, **lake.policies[name]}], as_json, said)
 
 
 def said(item: dict[str, Any]) -> str:
@@ -131,10 +119,9 @@ def _shape(text: str) -> list[int]:
 
 
 @app.command()
-def remove(
-    target: Target, name: Policy, *, token_file: TokenFile = None, blobs: Blobs = None, ca_file: CaFile = None
-) -> None:
+@on_lake(read_only=False)
+def remove(lake: Any, name: Policy) -> None:
     """Remove a policy; what it has made stays."""
-    with open_target(target, token_file, blobs, ca_file) as lake, writing(lake):
+    with writing(lake):
         lake.policies.delete(name)
     print(f"{name}: removed")

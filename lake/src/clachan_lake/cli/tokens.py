@@ -2,20 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from clachan_lake.cli.keeping import duration
 from clachan_lake.cli.options import (
-    Blobs,
-    CaFile,
     Json,
-    Target,
-    TokenFile,
     is_remote,
     moment,
-    open_target,
+    on_lake,
     print_items,
     print_table,
     writing,
@@ -25,8 +21,9 @@ app = typer.Typer(no_args_is_help=True, help="Tokens with scopes: who may read, 
 
 
 @app.command()
+@on_lake(read_only=False)
 def create(
-    target: Target,
+    lake: Any,
     scopes: Annotated[list[str], typer.Argument(help="read, write, compute, admin, ingest:POLICY, view:KIND/NAME")],
     *,
     out: Annotated[Path | None, typer.Option(help="new file for the token; else it is printed, this once")] = None,
@@ -35,24 +32,20 @@ def create(
         float | None, typer.Option(parser=duration, metavar="DURATION", help="how long; else until it is revoked")
     ] = None,
     same_content_seconds: Annotated[float, typer.Option(help="equal bytes within this time are a repeat")] = 0,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """Make a token. The lake keeps only its digest."""
     seconds = None if valid is None else max(1, round(valid))
     order = {"scopes": scopes, "seconds": seconds, "note": note, "same_content_seconds": same_content_seconds}
-    with open_target(target, token_file, blobs, ca_file) as lake:
-        file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600) if out else None
-        try:
-            with writing(lake):
-                key, token = lake.tokens.create(**order)
-        except BaseException:
-            if out and file is not None:
-                os.close(file)
-                out.unlink()
-            raise
+    file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600) if out else None
+    try:
+        with writing(lake):
+            key, token = lake.tokens.create(**order)
+    except BaseException:
+        if out and file is not None:
+            os.close(file)
+            out.unlink()
+        raise
     if file is not None:
         with os.fdopen(file, "w") as written:
             written.write(f"{token}\n")
@@ -62,15 +55,10 @@ def create(
 
 
 @app.command(name="list")
-def list_(
-    target: Target, token_file: TokenFile = None, blobs: Blobs = None, ca_file: CaFile = None, as_json: Json = False
-) -> None:
+@on_lake(read_only=True)
+def list_(lake: Any, as_json: Json = False) -> None:
     """All tokens, also those that are revoked. None can be seen."""
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
-        if is_remote(lake):
-            items = list(lake.items("/tokens"))
-        else:
-            items = [{"id": key, **lake.tokens[key]} for key in lake.tokens]
+    items = list(lake.items("/tokens")) if is_remote(lake) else [{"id": key, **lake.tokens[key]} for key in lake.tokens]
     columns = {
         "id": lambda one: one["id"],
         "scopes": lambda one: " ".join(one["scopes"]),
@@ -82,15 +70,12 @@ def list_(
 
 
 @app.command()
+@on_lake(read_only=False)
 def revoke(
-    target: Target,
+    lake: Any,
     key: Annotated[str, typer.Argument(metavar="ID", help="its id, as the list says it")],
-    *,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
 ) -> None:
     """Have a token refused from now on."""
-    with open_target(target, token_file, blobs, ca_file) as lake, writing(lake):
+    with writing(lake):
         lake.tokens.revoke(key)
     print(f"{key}: revoked")

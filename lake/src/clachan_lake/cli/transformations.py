@@ -10,13 +10,9 @@ import typer
 from clachan_lake.cli.keeping import duration
 from clachan_lake.cli.meter import Meter
 from clachan_lake.cli.options import (
-    Blobs,
-    CaFile,
     Json,
-    Target,
-    TokenFile,
     is_remote,
-    open_target,
+    on_lake,
     print_items,
     print_table,
     writing,
@@ -38,15 +34,13 @@ SOURCES = 1000
 
 
 @app.command(name="list")
-def list_(
-    target: Target, token_file: TokenFile = None, blobs: Blobs = None, ca_file: CaFile = None, as_json: Json = False
-) -> None:
+@on_lake(read_only=True)
+def list_(lake: Any, as_json: Json = False) -> None:
     """All transformations: how far they are behind, and what failed."""
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
-        if is_remote(lake):
-            items = list(lake.items("/transformations"))
-        else:
-            items = [lake.transformations.describe(name) for name in lake.transformations]
+    if is_remote(lake):
+        items = list(lake.items("/transformations"))
+    else:
+        items = [lake.transformations.describe(name) for name in lake.transformations]
     columns = {
         "transformation": lambda one: one["transformation"],
         "function": lambda one: one["function"] or "code",
@@ -67,19 +61,16 @@ def _state(one: dict[str, Any]) -> str:
 
 
 @app.command()
+@on_lake(read_only=True)
 def show(
-    target: Target,
+    lake: Any,
     name: Name,
     *,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """One of them, and how far it is with each source."""
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
-        described = lake.transformations.describe(name)
-        described["positions"] = _positions(lake, name)
+    described = lake.transformations.describe(name)
+    described["positions"] = _positions(lake, name)
     if as_json:
         print(json.dumps(described))
         return
@@ -107,8 +98,9 @@ def _positions(lake: "Lake", name: str) -> list[dict[str, Any]]:
 
 
 @app.command(name="set")
+@on_lake(read_only=False)
 def set_(
-    target: Target,
+    lake: Any,
     name: Name,
     *,
     function: Annotated[
@@ -128,9 +120,6 @@ def set_(
     timeout_seconds: Annotated[float | None, typer.Option(help="of one call")] = None,
     scheduler: Annotated[str | None, typer.Option(help="tcp://HOST:PORT of a Dask cluster")] = None,
     paused: Annotated[bool | None, typer.Option("--paused/--running")] = None,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """Make a transformation, or give one that is there these values, and the others their defaults."""
@@ -147,12 +136,9 @@ def set_(
         "scheduler": scheduler,
         "paused": paused,
     }
-    with open_target(target, token_file, blobs, ca_file) as lake:
-        with writing(lake):
-            changed = lake.transformations.declare(
-                name, **{key: value for key, value in keys.items() if value is not None}
-            )
-        print_items([{"transformation": name, "changed": changed, **lake.transformations[name]}], as_json, said)
+    with writing(lake):
+        changed = lake.transformations.declare(name, **{key: value for key, value in keys.items() if value is not None})
+    print_items([{"transformation": name, "changed": changed, **lake.transformations[name]}], as_json, said)
 
 
 def _options(text: str) -> Any:
@@ -163,96 +149,82 @@ def _options(text: str) -> Any:
 
 
 @app.command()
-def remove(
-    target: Target, name: Name, *, token_file: TokenFile = None, blobs: Blobs = None, ca_file: CaFile = None
-) -> None:
+@on_lake(read_only=False)
+def remove(lake: Any, name: Name) -> None:
     """Remove a transformation; what it has made stays."""
-    with open_target(target, token_file, blobs, ca_file) as lake, writing(lake):
+    with writing(lake):
         lake.transformations.delete(name)
     print(f"{name}: removed")
 
 
 @app.command()
-def pause(
-    target: Target, name: Name, *, token_file: TokenFile = None, blobs: Blobs = None, ca_file: CaFile = None
-) -> None:
+@on_lake(read_only=False)
+def pause(lake: Any, name: Name) -> None:
     """Let it rest; what comes in waits."""
-    with open_target(target, token_file, blobs, ca_file) as lake, writing(lake):
+    with writing(lake):
         changed = lake.transformations.pause(name)
     print(f"{name}: {'paused' if changed else 'paused already'}")
 
 
 @app.command()
+@on_lake(read_only=False)
 def resume(
-    target: Target,
+    lake: Any,
     name: Name,
     *,
     wait: Wait = None,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
 ) -> None:
     """Let it go on from where it was."""
-    with open_target(target, token_file, blobs, ca_file) as lake:
-        with writing(lake):
-            changed = lake.transformations.resume(name)
-        _caught_up(lake, name, wait)
+    with writing(lake):
+        changed = lake.transformations.resume(name)
+    _caught_up(lake, name, wait)
     print(f"{name}: {'runs' if changed else 'ran already'}")
 
 
 @app.command()
+@on_lake(read_only=False)
 def retry(
-    target: Target,
+    lake: Any,
     name: Name,
     *,
     source: Source = None,
     wait: Wait = None,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
 ) -> None:
     """Try at once what failed."""
-    with open_target(target, token_file, blobs, ca_file) as lake:
-        with writing(lake):
-            count = lake.transformations.retry(name, source)
-        _caught_up(lake, name, wait)
+    with writing(lake):
+        count = lake.transformations.retry(name, source)
+    _caught_up(lake, name, wait)
     print(f"{name}: {count} sources tried again")
 
 
 @app.command()
+@on_lake(read_only=False)
 def backfill(
-    target: Target,
+    lake: Any,
     name: Name,
     *,
     source: Source = None,
     wait: Wait = None,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
 ) -> None:
     """Make what it has made anew, from the start of its sources."""
-    with open_target(target, token_file, blobs, ca_file) as lake:
-        with writing(lake):
-            count = lake.transformations.backfill(name, source)
-        _caught_up(lake, name, wait)
+    with writing(lake):
+        count = lake.transformations.backfill(name, source)
+    _caught_up(lake, name, wait)
     print(f"{name}: {count} sources from their start")
 
 
 @app.command()
+@on_lake(read_only=True)
 def wait(
-    target: Target,
+    lake: Any,
     name: Name,
     *,
     timeout: Annotated[
         float | None, typer.Option(parser=duration, metavar="DURATION", help="at most so long; by default a minute")
     ] = None,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
 ) -> None:
     """Return when it has caught up with all of its sources. Exit status 1: it has not in time, or does not go on."""
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
-        _caught_up(lake, name, WAIT_SECONDS if timeout is None else timeout)
+    _caught_up(lake, name, WAIT_SECONDS if timeout is None else timeout)
     print(f"{name}: caught up")
 
 

@@ -4,13 +4,12 @@ import json
 import os
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from clachan_lake.cli.options import Blobs, CaFile, Json, Target, TokenFile, open_target, print_items
+from clachan_lake.cli.options import CaFile, Json, moment, on_lake, print_items, print_table
 
 Id = Annotated[str, typer.Argument(help="the job's id")]
 jobs = typer.Typer(no_args_is_help=True, help="Jobs: work that was submitted.")
@@ -48,79 +47,61 @@ def work(
 
 
 @jobs.command(name="list")
+@on_lake(read_only=True)
 def list_(
-    target: Target,
+    lake: Any,
     *,
     state: Annotated[str | None, typer.Option(help="only those that are so, as running")] = None,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """All jobs in the order of their submission."""
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
-        items = list(lake.jobs.items_of(state))
-    if as_json:
-        print(json.dumps(items))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("id", "name", "state", "submitted", "message")
-    for item in items:
-        cells = (item["id"], item["name"], item["state"], _time(item["submitted"]), item["message"])
-        table.add_row(*(Text(str(cell)) for cell in cells))
-    Console().print(table)
+    columns = {
+        "id": lambda one: one["id"],
+        "name": lambda one: one["name"],
+        "state": lambda one: one["state"],
+        "submitted": lambda one: moment(one["submitted"]),
+        "message": lambda one: one["message"],
+    }
+    print_table(list(lake.jobs.items_of(state)), as_json, columns)
 
 
 @jobs.command()
+@on_lake(read_only=True)
 def show(
-    target: Target,
+    lake: Any,
     job: Id,
     *,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """All that is known of a job."""
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
-        found = lake.jobs[job].document
+    found = lake.jobs[job].document
     print(json.dumps(found, indent=None if as_json else 2, ensure_ascii=as_json))
 
 
 @jobs.command()
-def log(target: Target, job: Id, *, token_file: TokenFile = None, blobs: Blobs = None, ca_file: CaFile = None) -> None:
+@on_lake(read_only=True)
+def log(lake: Any, job: Id) -> None:
     """What it printed."""
-    with open_target(target, token_file, blobs, ca_file, read_only=True) as lake:
-        text = lake.jobs[job].log
+    text = lake.jobs[job].log
     # a terminal is not to obey what a job prints
     print("".join(one if one.isprintable() or one in "\n\t" else "\N{REPLACEMENT CHARACTER}" for one in text), end="")
 
 
 @jobs.command()
+@on_lake(read_only=False)
 def cancel(
-    target: Target,
+    lake: Any,
     job: Id,
     *,
-    token_file: TokenFile = None,
-    blobs: Blobs = None,
-    ca_file: CaFile = None,
     as_json: Json = False,
 ) -> None:
     """End a job that waits or runs."""
-    with open_target(target, token_file, blobs, ca_file) as lake:
-        item = {"id": job, "cancelled": lake.jobs[job].cancel()}
+    item = {"id": job, "cancelled": lake.jobs[job].cancel()}
     print_items([item], as_json, _cancelled)
 
 
 def _cancelled(item: dict[str, Any]) -> str:
     return f"{item['id']}: {'cancelled' if item['cancelled'] else 'it had ended before'}"
-
-
-def _time(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def add_to(app: typer.Typer) -> None:
