@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import requests
 from clachan_lake.format import PIECE_BYTES
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.spool import Spool
 from clachan_lake.opening import open_lake
+from clachan_lake.refusal import RefusedError
 
 from .making import TOKEN, Server, wait_for
 

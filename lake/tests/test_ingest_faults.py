@@ -133,7 +133,7 @@ def test_a_sync_of_ingestion_that_is_left_out_is_found(tmp_path: Path, skipped: 
 FULL = """
 import asyncio, os, pathlib, sys
 from clachan_lake import open_lake
-from clachan_lake.ingest.refusal import RefusedError
+from clachan_lake.refusal import RefusedError
 from tests import ingesting
 
 folder, kind = pathlib.Path(sys.argv[1]), int(sys.argv[2])

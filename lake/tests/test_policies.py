@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from clachan_lake.access.principal import OWNER
 from clachan_lake.errors import MissingError, TakenError, TransactionError
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.registry import Registry
 from clachan_lake.local import LocalLake
 from clachan_lake.policies.naming import Template, fill_values
 from clachan_lake.policies.pattern import Pattern
 from clachan_lake.policies.policy import Policy, read
+from clachan_lake.refusal import RefusedError
 
 ARRAY = {"into": "array", "dtype": "<f8"}
 

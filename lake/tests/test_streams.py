@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from clachan_lake.errors import ChunkError, CorruptError, MissingError, TakenError, TransactionError, TruncatedError
+from clachan_lake.following import caught_up
 from clachan_lake.format import BLOCK, PIECE_BYTES
 from clachan_lake.local import LocalLake
 from clachan_lake.opening import open_lake
 from clachan_lake.streams.chunk import Digester
-from clachan_lake.transform.following import caught_up
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ZODB.POSException import ConflictError

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+from clachan_lake import signing
 from clachan_lake.errors import RemoteError
 from clachan_lake.ingest import certificate
 from clachan_lake.ingest.config import load
@@ -66,7 +67,7 @@ def test_it_is_made_once_and_for_its_addresses(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_made_again(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     if damage == "late":
-        monkeypatch.setattr(certificate, "LIFE", timedelta(days=360))
+        monkeypatch.setattr(signing, "LIFE", timedelta(days=360))
     text, _ = certificate.certificate(path, key, ["::1"])
     monkeypatch.undo()
     if damage == "certificate":

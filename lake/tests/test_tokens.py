@@ -10,11 +10,11 @@ from clachan_lake.access import credentials
 from clachan_lake.access.principal import Principal
 from clachan_lake.access.scopes import allow, check_scope
 from clachan_lake.errors import MissingError, RemoteError, RequestError
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.registry import Registry
 from clachan_lake.ingest.tending import Tending
 from clachan_lake.local import LocalLake
 from clachan_lake.opening import open_lake
+from clachan_lake.refusal import RefusedError
 
 from .making import TOKEN, Server, wait_for
 

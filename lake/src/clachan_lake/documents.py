@@ -92,6 +92,32 @@ class LocalDocuments(Mapping[Any, dict[str, Any]]):
         return self.tree.maxKey() + 1 if self.tree else 1
 
 
+class Documented(Mapping[Any, dict[str, Any]]):
+    """What is kept as documents of one kind, as a mapping of its own: for the classes that say what they mean."""
+
+    kind: str
+
+    def __init__(self, lake: Session) -> None:
+        self._lake = lake
+        self._documents = LocalDocuments(lake, self.kind)
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        return self._documents[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._documents)
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._documents
+
+    def delete(self, key: Any) -> None:
+        """Raises MissingError; belongs to a transaction."""
+        self._documents.delete(key)
+
+
 def as_text(document: Mapping[str, Any]) -> str:
     """As it is stored; raises TypeError, ValueError for what is no JSON."""
     return json.dumps(dict(document), sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))

@@ -79,8 +79,6 @@ CHUNK_BYTES = 2 << 20
 GROWN_BYTES = 4 << 20
 GROWTH = 16_384
 LEAF = 256
-# each append writes the last leaf of its stream anew; a commit with many streams takes half the time with short ones
-LOBTree.max_leaf_size = 16
 
 Entry = tuple[Any, int, int, int]
 """Holder, offset, length, checksum."""

@@ -15,6 +15,7 @@ from transaction import TransactionManager
 from ZODB.POSException import ConflictError, POSKeyError
 from ZODB.utils import p64, u64
 
+from clachan_lake import following
 from clachan_lake.access.token import LocalTokens
 from clachan_lake.arrays import folding, merging
 from clachan_lake.arrays.array import LocalArray, new_record
@@ -34,7 +35,6 @@ from clachan_lake.policies.dead import LocalDead
 from clachan_lake.policies.declaring import LocalPolicies
 from clachan_lake.storage.address import address_of
 from clachan_lake.streams.stream import LocalStream
-from clachan_lake.transform import following
 from clachan_lake.transform.declaring import LocalTransformations
 
 log = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from typing import Any
 from BTrees.LOBTree import LOBTree
 from BTrees.OOBTree import OOBTree, OOTreeSet
 
+from clachan_lake import following
 from clachan_lake.documents import LocalDocuments
 from clachan_lake.format import DOCUMENTS, Ids
-from clachan_lake.transform import following
 
 STATUS = {"waiting": "waiting", "pending": "waiting", "done": "done", "failed": "failed"}
 

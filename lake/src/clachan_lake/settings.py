@@ -93,6 +93,24 @@ def _text(value: Any) -> str:
     return value
 
 
+def positive(value: Any) -> int | None:
+    """Reader of a count that may be left out."""
+    if value is not None and (type(value) is not int or not 0 < value < 1 << 62):
+        raise ValueError(f"{value!r:.80}, expected a whole number of at least 1, or null")
+    return value
+
+
+def choice(*choices: str) -> Reader:
+    """Reader of one of these texts."""
+
+    def one_of(value: Any) -> Any:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{value!r:.80}, expected {' or '.join(choices)}")
+        return value
+
+    return one_of
+
+
 _READERS: dict[Any, Reader] = {
     bool: _truth,
     int: _integer,

@@ -15,7 +15,7 @@ from clachan_lake.access import credentials, permissions
 from clachan_lake.access.credentials import Credentials
 from clachan_lake.access.principal import Principal
 from clachan_lake.access.scopes import READ, only_views
-from clachan_lake.ingest.refusal import RefusedError, answer
+from clachan_lake.refusal import RefusedError, answer
 
 PRINCIPAL = "clachan.principal"
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="clachan-lake", Bearer'}

@@ -14,17 +14,15 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from clachan_lake import settings
 from clachan_lake.access.scopes import check_scope
-from clachan_lake.documents import LocalDocuments, Session
+from clachan_lake.documents import Documented
 from clachan_lake.interface import Tokens
 from clachan_lake.names import fits
 
-KIND = "tokens"
 SECRET_BYTES = 32
 ID_BYTES = 9
 SCOPES = 100
@@ -64,20 +62,13 @@ def digest(token: str) -> bytes:
     return hashlib.sha256(token.encode(errors="surrogateescape")).digest()
 
 
-class LocalTokens(Tokens):
+class LocalTokens(Documented, Tokens):
     """Tokens of a local lake: id -> document, without what could be used as a token."""
 
-    def __init__(self, lake: Session) -> None:
-        self._documents = LocalDocuments(lake, KIND)
+    kind = "tokens"
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        return {name: value for name, value in self._documents[key].items() if name != "sha256"}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._documents)
-
-    def __len__(self) -> int:
-        return len(self._documents)
+        return {name: value for name, value in super().__getitem__(key).items() if name != "sha256"}
 
     def create(self, /, **order: Any) -> tuple[str, str]:
         asked = settings.read(order, Order, _READERS, "token")
@@ -137,18 +128,12 @@ def _window(value: Any) -> float:
     return float(value)
 
 
-def _life(value: Any) -> int | None:
-    if value is not None and (type(value) is not int or not 0 < value < 1 << 62):
-        raise ValueError(f"{value!r:.80}, expected a whole number of at least 1, or null")
-    return value
-
-
 _READERS: dict[str, settings.Reader] = {
     "scopes": _scopes,
     "sha256": _sha256,
     "note": _note,
     "same_content_seconds": _window,
-    "seconds": _life,
-    "expires": _life,
-    "revoked": _life,
+    "seconds": settings.positive,
+    "expires": settings.positive,
+    "revoked": settings.positive,
 }

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from clachan_lake import following
 from clachan_lake.errors import MissingError
 from clachan_lake.exchange import dtypes
 from clachan_lake.format import ArrayRecord, StreamRecord
 from clachan_lake.local import LocalLake
-from clachan_lake.transform import following
 
 KINDS = {"array": "arrays", "stream": "streams"}
 """The root's key of each."""

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Query, Request, Response
 from clachan_lake.catalogue import dcat, entry
 from clachan_lake.catalogue.search import CursorError, search
 from clachan_lake.errors import MissingError
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.streaming import Streamed
 from clachan_lake.local import LocalLake
+from clachan_lake.refusal import RefusedError
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 Text = Annotated[str, Query(max_length=1200)]

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from clachan_lake.forward.database import open_alone
+
 FORMAT = 1
 CHUNK_BYTES = 256 << 10
 LINES = 4096
@@ -56,29 +58,7 @@ class Spool:
         self._maximum = maximum_bytes
         self._missed = 0  # lost, and not yet noted: the disk was full
         self._missed_at = 0.0
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=0.1, check_same_thread=False)
-        try:
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._prepare(path)
-        except sqlite3.OperationalError as error:
-            self._db.close()
-            if "locked" in str(error):
-                raise BlockingIOError(f"spool {path}: in use, expected no other forwarder on it") from error
-            raise OSError(f"spool {path}: {error}, expected to open it") from error
-        except BaseException:
-            self._db.close()
-            raise
-
-    def _prepare(self, path: Path) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in {0, FORMAT}:
-            raise ValueError(f"spool {path}, format: {version}, expected {FORMAT}")
-        for statement in SCHEMA:
-            self._db.execute(statement)
-        self._db.execute("INSERT OR IGNORE INTO facts VALUES ('identity', ?)", [uuid.uuid4().hex])
-        self._db.execute(f"PRAGMA user_version = {FORMAT}")
+        self._db = open_alone(path, "spool", FORMAT, _prepare, threads=True)
         self._identity = str(self._fact("identity"))
         self._bytes = int(self._db.execute("SELECT coalesce(sum(length(data)), 0) FROM lines").fetchone()[0])
 
@@ -213,3 +193,9 @@ class Spool:
             "INSERT INTO facts VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = max(value, excluded.value)",
             [key, value],
         )
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    for statement in SCHEMA:
+        db.execute(statement)
+    db.execute("INSERT OR IGNORE INTO facts VALUES ('identity', ?)", [uuid.uuid4().hex])

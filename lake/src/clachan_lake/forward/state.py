@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from clachan_lake.forward.database import open_alone
+
 FORMAT = 1
 Status = Literal["open", "done", "refused", "lost"]
 
@@ -35,32 +37,7 @@ class State:
     """Raises BlockingIOError when another forwarder uses the file."""
 
     def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=0.1)
-        try:
-            # exclusive for as long as it is open: two forwarders on one state would not know of each other
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._prepare(path)
-        except sqlite3.OperationalError as error:
-            self._db.close()
-            if "locked" in str(error):
-                raise BlockingIOError(f"state {path}: in use, expected no other forwarder on it") from error
-            raise
-        except BaseException:
-            self._db.close()
-            raise
-
-    def _prepare(self, path: Path) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in {0, FORMAT}:
-            raise ValueError(f"state {path}, format: {version}, expected {FORMAT}")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, identity TEXT NOT NULL, generation INTEGER "
-            "NOT NULL, position INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, status TEXT NOT NULL, message TEXT "
-            "NOT NULL, changed REAL NOT NULL)"
-        )
-        self._db.execute(f"PRAGMA user_version = {FORMAT}")
+        self._db = open_alone(path, "state", FORMAT, _prepare)
 
     def load(self) -> dict[str, Shipped]:
         rows = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM files")  # noqa: S608 - constants
@@ -75,6 +52,14 @@ class State:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, identity TEXT NOT NULL, generation INTEGER "
+        "NOT NULL, position INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, status TEXT NOT NULL, message TEXT "
+        "NOT NULL, changed REAL NOT NULL)"
+    )
 
 
 def _blob(path: str) -> bytes:

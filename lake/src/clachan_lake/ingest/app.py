@@ -5,20 +5,20 @@ from collections.abc import Callable
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from clachan_lake import __version__
+from clachan_lake import __version__, refusal
 from clachan_lake.access.guarding import Guard
 from clachan_lake.errors import ChunkError, CorruptError, LakeError, TruncatedError
-from clachan_lake.ingest import burying, declaring, reading, receiving, refusal, ruling, transforming, writing
+from clachan_lake.ingest import burying, declaring, reading, receiving, ruling, transforming, writing
 from clachan_lake.ingest.committer import Committer
 from clachan_lake.ingest.config import Config
 from clachan_lake.ingest.receiving import Ingestion
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.registry import Registry
 from clachan_lake.ingest.usage import RETRY_SECONDS, QuotaError
 from clachan_lake.jobs import routes as jobs
 from clachan_lake.jobs.board import Board
 from clachan_lake.local import LocalLake
 from clachan_lake.pages import routes as pages
+from clachan_lake.refusal import RefusedError
 
 
 def application(

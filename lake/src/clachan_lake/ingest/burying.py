@@ -16,12 +16,12 @@ from clachan_lake.errors import LakeError
 from clachan_lake.format import BLOCK
 from clachan_lake.ingest.changing import change, naming
 from clachan_lake.ingest.reading import Limit
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.registry import Registry
 from clachan_lake.ingest.storing import DEAD, Arrival, Stored, store
 from clachan_lake.ingest.streaming import Streamed
 from clachan_lake.local import LocalLake
 from clachan_lake.policies.dead import INGEST, LocalDead
+from clachan_lake.refusal import RefusedError
 
 Number = Annotated[int, Query(ge=0, lt=1 << 62)]
 

@@ -6,19 +6,14 @@ when there is none for these addresses, or less than a year of it is left; then 
 """
 
 import ipaddress
-import os
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-LIFE = timedelta(days=3650)
-RENEWAL = timedelta(days=365)
+from clachan_lake import signing
 
 
 def certificate(path: Path, key_path: Path, addresses: Sequence[str], *, look: bool = False) -> tuple[str, bool]:
@@ -31,42 +26,30 @@ def certificate(path: Path, key_path: Path, addresses: Sequence[str], *, look: b
 def _present(path: Path, key_path: Path, addresses: Sequence[str]) -> str:
     """The certificate that is there; empty when it is not that of the key and the addresses, or ends soon."""
     try:
-        text = path.read_text()
-        found = x509.load_pem_x509_certificate(text.encode())
-        key = serialization.load_pem_private_key(key_path.read_bytes(), None)
-        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        text = path.read_bytes()
+        found = signing.holds(text, key_path.read_bytes())
+        names = found and found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (FileNotFoundError, ValueError, TypeError, x509.ExtensionNotFound):
         return ""
-    fits = names == _names(addresses) and found.public_key() == key.public_key()
-    return text if fits and found.not_valid_after_utc - datetime.now(UTC) > RENEWAL else ""
+    return text.decode() if names == _names(addresses) else ""
 
 
 def _make(path: Path, key_path: Path, addresses: Sequence[str]) -> str:
-    key = ec.generate_private_key(ec.SECP256R1())
-    text = _signed(key, addresses).public_bytes(serialization.Encoding.PEM).decode()
-    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    key = signing.new_key()
+    text = signing.signed(
+        key,
+        "clachan lake",
+        [
+            (_names(addresses), False),
+            (x509.BasicConstraints(False, None), True),
+            (x509.KeyUsage(True, *[False] * 8), True),  # signatures, as TLS needs them
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
+        ],
+    )
     # the key first: killed in between, the pair does not fit and is made again
-    _replace(key_path, key.private_bytes(*form), 0o600)
-    _replace(path, text.encode(), 0o644)
-    return text
-
-
-def _signed(key: ec.EllipticCurvePrivateKey, addresses: Sequence[str]) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "clachan lake")])
-    now = datetime.now(UTC)
-    usage = x509.KeyUsage(True, *[False] * 8)  # signatures, as TLS needs them
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + LIFE)
-    for extension, critical in (
-        (_names(addresses), False),
-        (x509.BasicConstraints(False, None), True),
-        (usage, True),
-        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
-        (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
-        (x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), False),
-    ):
-        builder = builder.add_extension(extension, critical)
-    return builder.sign(key, hashes.SHA256())
+    signing.replace(key_path, signing.key_text(key), 0o600)
+    signing.replace(path, text, 0o644)
+    return text.decode()
 
 
 def _names(addresses: Sequence[str]) -> x509.SubjectAlternativeName:
@@ -79,29 +62,10 @@ def _names(addresses: Sequence[str]) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName(names)
 
 
-def _replace(path: Path, content: bytes, mode: int) -> None:
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def main(arguments: list[str]) -> int:
-    """Exit status: 0, or 2 for wrong use."""
-    if len(arguments) < 4 or arguments[0] not in {"--make", "--look"}:
-        print(__doc__, file=sys.stderr)  # noqa: T201
-        return 2
-    what, path, key_path, *addresses = arguments
-    text, made = certificate(Path(path), Path(key_path), addresses, look=what == "--look")
-    sys.stdout.write(text)
-    if made:
-        print("made", file=sys.stderr)  # noqa: T201
-    return 0
+def _find(words: list[str], look: bool) -> tuple[str, bool]:
+    path, key_path, *addresses = words
+    return certificate(Path(path), Path(key_path), addresses, look=look)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(signing.say(sys.argv[1:], range(3, 100), __doc__, _find))

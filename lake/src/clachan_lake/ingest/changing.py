@@ -13,26 +13,21 @@ from ZODB.POSException import ConflictError
 
 from clachan_lake.errors import LakeError, MissingError
 from clachan_lake.ingest.committer import ATTEMPTS, cause
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.spool import receiving, too_large
 from clachan_lake.local import LocalLake
+from clachan_lake.refusal import RefusedError
 
 DOCUMENT_BYTES = 1 << 20
 NESTED = 64
+R = TypeVar("R")
 T = TypeVar("T")
 Change = Callable[[LocalLake], T]
 
 
 async def document(request: Request) -> dict[str, Any]:
     """The JSON object in the body; {} for an empty one. Raises RefusedError."""
-    data = b""
-    with receiving():
-        async for part in request.stream():
-            data += part
-            if len(data) > DOCUMENT_BYTES:
-                raise too_large(len(data), DOCUMENT_BYTES)
     try:
-        found = json.loads(data or b"{}")
+        found = json.loads(await body(request) or b"{}")
     except (ValueError, RecursionError) as error:
         raise RefusedError(400, f"body: {error!s:.80}, expected a JSON object") from None
     if not isinstance(found, dict):
@@ -43,6 +38,17 @@ async def document(request: Request) -> dict[str, Any]:
     except UnicodeEncodeError as error:
         raise RefusedError(400, f"body: half a character, {error.object[error.start]!a}, expected text") from None
     return found
+
+
+async def body(request: Request) -> bytes:
+    """Of a document. Raises RefusedError."""
+    data = b""
+    with receiving():
+        async for part in request.stream():
+            data += part
+            if len(data) > DOCUMENT_BYTES:
+                raise too_large(len(data), DOCUMENT_BYTES)
+    return data
 
 
 def _check_depth(value: Any, left: int) -> None:
@@ -56,8 +62,15 @@ def _check_depth(value: Any, left: int) -> None:
 async def change(lake: LocalLake, what: Change[T], *, dry_run: bool = False) -> T:
     """What it returns, when that is committed; with `dry_run` nothing is kept of it. Done again while other writers are
     faster. Raises RefusedError, LakeError."""
+    if dry_run:
+        return await run_in_threadpool(_try, lake, what)
+    return (await change_and_look(lake, what, lambda _session: None))[0]
+
+
+async def change_and_look(lake: LocalLake, what: Change[T], look: Change[R]) -> tuple[T, R]:
+    """As `change`, and what `look` finds when it is committed, with what others have done meanwhile."""
     with receiving():
-        return await run_in_threadpool(_try if dry_run else _commit, lake, what)
+        return await run_in_threadpool(_commit, lake, what, look)
 
 
 def declared(answer: dict[str, Any], *, made: bool, changed: bool) -> JSONResponse:
@@ -88,12 +101,13 @@ def _try(lake: LocalLake, what: Change[T]) -> T:
             session.abort()
 
 
-def _commit(lake: LocalLake, what: Change[T]) -> T:
+def _commit(lake: LocalLake, what: Change[T], look: Change[R]) -> tuple[T, R]:
     with lake.session() as session:
         for attempt in range(ATTEMPTS):
             try:
                 with naming(), session.transaction():
-                    return what(session)
+                    result = what(session)
+                return result, look(session)
             except ConflictError:
                 time.sleep(0.01 * attempt)
             except RefusedError:

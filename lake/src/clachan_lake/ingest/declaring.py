@@ -17,9 +17,9 @@ from fastapi.responses import JSONResponse
 from clachan_lake import settings
 from clachan_lake.ingest.changing import change, declared, document
 from clachan_lake.ingest.reading import get
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.registry import check_target
 from clachan_lake.local import LocalLake
+from clachan_lake.refusal import RefusedError
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Iterator
 
-from clachan_lake.ingest.refusal import RefusedError
+from clachan_lake.refusal import RefusedError
 
 PART_BYTES = 256 << 10
 GZIP = 16 + zlib.MAX_WBITS

@@ -13,11 +13,11 @@ from fastapi import APIRouter, Query, Request, Response
 from clachan_lake.errors import MissingError
 from clachan_lake.exchange import blocks, dtypes, npy
 from clachan_lake.format import BLOCK
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.streaming import Streamed
 from clachan_lake.interface import Array
 from clachan_lake.local import LocalLake
 from clachan_lake.policies.policy import SYSTEM
+from clachan_lake.refusal import RefusedError
 
 T = TypeVar("T")
 ROWS_BYTES = 4 << 20

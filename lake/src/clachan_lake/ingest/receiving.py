@@ -20,10 +20,10 @@ from clachan_lake.access.permissions import INGESTION, Ingest, needed
 from clachan_lake.format import PIECE_BYTES
 from clachan_lake.ingest.committer import Committer
 from clachan_lake.ingest.config import Config
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.registry import Registry, Target
 from clachan_lake.ingest.spool import ENCODINGS, Spool, check_room, receiving, unless_silent
 from clachan_lake.ingest.storing import Arrival, Stored
+from clachan_lake.refusal import RefusedError
 from clachan_lake.streams.chunk import Chunk
 
 BODIES = 400

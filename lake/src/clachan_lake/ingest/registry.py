@@ -20,12 +20,12 @@ from clachan_lake.access.principal import OWNER, Principal
 from clachan_lake.access.token import Token
 from clachan_lake.errors import TakenError
 from clachan_lake.format import Document
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.usage import RETRY_SECONDS, QuotaError, Usage
 from clachan_lake.local import LocalLake
 from clachan_lake.names import check_name
 from clachan_lake.policies import policy as policies
 from clachan_lake.policies.policy import SYSTEM, Policy
+from clachan_lake.refusal import RefusedError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -19,10 +19,10 @@ from clachan_lake.access.principal import OWNER
 from clachan_lake.access.token import LocalTokens
 from clachan_lake.ingest.changing import change, declared, document, naming
 from clachan_lake.ingest.reading import Limit, page
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.registry import Registry
 from clachan_lake.local import LocalLake
 from clachan_lake.policies.declaring import LocalPolicies
+from clachan_lake.refusal import RefusedError
 
 Name = Annotated[str, Query(min_length=1)]
 

@@ -22,7 +22,7 @@ from clachan_lake.errors import LakeError
 from clachan_lake.format import PIECE_BYTES
 from clachan_lake.ingest.config import Config
 from clachan_lake.ingest.inflating import Inflater
-from clachan_lake.ingest.refusal import RefusedError
+from clachan_lake.refusal import RefusedError
 from clachan_lake.storage.syncing import begin_writing
 from clachan_lake.streams.chunk import Chunk, Digester
 

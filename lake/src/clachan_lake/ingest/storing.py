@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from clachan_lake import following
 from clachan_lake.errors import ChunkError, LakeError, TakenError
 from clachan_lake.exchange import dtypes
 from clachan_lake.format import ArrayRecord, Ids, StreamRecord
@@ -19,7 +20,6 @@ from clachan_lake.names import check_chunk_id
 from clachan_lake.policies.dead import INGEST, LocalDead
 from clachan_lake.streams import stream as streams
 from clachan_lake.streams.chunk import Chunk
-from clachan_lake.transform import following
 
 DEAD = "~dead"
 """As which the dead letters are counted in `Usage`."""

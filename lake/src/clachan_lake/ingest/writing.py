@@ -10,9 +10,7 @@ and dtype. With `after=` only behind so many rows. 204; the header `Clachan-Arra
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,18 +19,16 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.concurrency import run_in_threadpool
-from ZODB.POSException import ConflictError
 
 from clachan_lake.arrays.array import LocalArray
-from clachan_lake.errors import LakeError
 from clachan_lake.exchange import dtypes
-from clachan_lake.ingest.committer import ATTEMPTS, cause
+from clachan_lake.ingest.changing import body, change, change_and_look
 from clachan_lake.ingest.config import Config
 from clachan_lake.ingest.reading import describe, get
-from clachan_lake.ingest.refusal import RefusedError
-from clachan_lake.ingest.spool import Spool, check_body, receiving, too_large
+from clachan_lake.ingest.spool import Spool, check_body, receiving
 from clachan_lake.interface import AnyArray, Array
 from clachan_lake.local import LocalLake
+from clachan_lake.refusal import RefusedError
 
 DOCUMENT_BYTES = 1 << 20
 R = TypeVar("R")
@@ -58,23 +54,19 @@ def routes(config: Config, lake: LocalLake) -> APIRouter:
 
     @router.put("/arrays/meta")
     async def declare(name: str, request: Request, dry_run: bool = False) -> Response:
-        wanted = _parse(await _document(config, request))
+        check_body(config, request)
+        wanted = _parse(await body(request))
         new = request.headers.get("if-none-match") == "*"
-        if dry_run:
-            made, described = await run_in_threadpool(
-                _try, lake, lambda session: _declare(session, name, wanted, new), name
-            )
-        else:
-            made, described = await _change(
-                lake,
-                lambda session: _declare(session, name, wanted, new),
-                lambda session: describe(session.arrays[name]),
-            )
+
+        def put(session: LocalLake) -> tuple[bool, dict[str, Any]]:
+            return _declare(session, name, wanted, new), describe(session.arrays[name])
+
+        made, described = await change(lake, put, dry_run=dry_run)
         return JSONResponse(described, 201 if made else 200)
 
     @router.delete("/arrays/meta", status_code=204)
     async def delete(name: str) -> Response:
-        await _change(lake, lambda session: _delete(session, name), lambda _session: None)
+        await change(lake, lambda session: _delete(session, name))
         return Response(status_code=204)
 
     @router.post("/arrays/data", status_code=204)
@@ -90,7 +82,7 @@ def routes(config: Config, lake: LocalLake) -> APIRouter:
         await run_in_threadpool(_check_rows, lake, name, rows, after, length)
         with receiving(), Spool(config.incoming, config.maximum_body_mib << 20) as spool:
             source = await spool.take(request.stream())
-            _, total = await _change(
+            _, total = await change_and_look(
                 lake,
                 lambda session: _append(session, name, rows, after, source),
                 lambda session: session.arrays[name].rows,
@@ -100,17 +92,6 @@ def routes(config: Config, lake: LocalLake) -> APIRouter:
     return router
 
 
-async def _document(config: Config, request: Request) -> bytes:
-    check_body(config, request)
-    data = b""
-    with receiving():
-        async for part in request.stream():
-            data += part
-            if len(data) > DOCUMENT_BYTES:
-                raise too_large(len(data), DOCUMENT_BYTES)
-    return data
-
-
 def _parse(data: bytes) -> Declaration:
     try:
         return Declaration.model_validate_json(data)
@@ -118,52 +99,6 @@ def _parse(data: bytes) -> Declaration:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "body"
         raise RefusedError(400, f"array, {key}: {first['msg']}", field=key) from None
-
-
-async def _change(lake: LocalLake, change: Callable[[LocalLake], T], look: Callable[[LocalLake], R]) -> tuple[T, R]:
-    """What `change` returns and, when it is committed, what `look` finds."""
-    with receiving():
-        return await run_in_threadpool(_commit, lake, change, look)
-
-
-def _try(lake: LocalLake, change: Callable[[LocalLake], bool], name: str) -> tuple[bool, dict[str, Any]]:
-    """What the change would make of the array; nothing is kept of it."""
-    with lake.session() as session, _naming():
-        session.begin()
-        try:
-            return change(session), describe(session.arrays[name])
-        finally:
-            session.abort()
-
-
-@contextmanager
-def _naming() -> Iterator[None]:
-    """What numpy or the lake finds wrong with a value is the request's fault."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        if isinstance(error, LakeError):
-            raise
-        raise RefusedError(400, str(error)) from None
-
-
-def _commit(lake: LocalLake, change: Callable[[LocalLake], T], look: Callable[[LocalLake], R]) -> tuple[T, R]:
-    """The change in a transaction of its own, done again while other writers are faster."""
-    with lake.session() as session:
-        for attempt in range(ATTEMPTS):
-            try:
-                with _naming(), session.transaction():
-                    result = change(session)
-                return result, look(session)
-            except ConflictError:
-                time.sleep(0.01 * attempt)
-            except RefusedError:
-                raise
-            except Exception as error:
-                if (found := cause(error)) is error:
-                    raise
-                raise found from error
-        raise RefusedError(503, f"array: changed by others {ATTEMPTS} times, expected a quieter moment")
 
 
 def _declare(lake: LocalLake, name: str, wanted: Declaration, new: bool) -> bool:

@@ -5,18 +5,13 @@ or less than a year of it is left; then standard error says `made`. With `--look
 when it would have to be. Who has it may have the cluster call any function: it is secret.
 """
 
-import os
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-LIFE = timedelta(days=3650)
-RENEWAL = timedelta(days=365)
+from clachan_lake import signing
 
 
 def credential(file: Path, *, look: bool = False) -> tuple[str, bool]:
@@ -30,55 +25,30 @@ def _present(file: Path) -> str:
     """What is there; empty when it is not whole, or ends soon."""
     try:
         data = file.read_bytes()
-        found = x509.load_pem_x509_certificate(data)
-        key = serialization.load_pem_private_key(data, None)
+        return data.decode() if signing.holds(data, data) else ""
     except (FileNotFoundError, ValueError, TypeError):
         return ""
-    fits = found.public_key() == key.public_key() and found.not_valid_after_utc - datetime.now(UTC) > RENEWAL
-    return data.decode() if fits else ""
 
 
 def _make(file: Path) -> str:
-    key = ec.generate_private_key(ec.SECP256R1())
-    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    data = key.private_bytes(*form) + _signed(key).public_bytes(serialization.Encoding.PEM)
-    draft = file.with_name(f".{file.name}.tmp")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    draft.replace(file)
+    key = signing.new_key()
+    certificate = signing.signed(
+        key,
+        "clachan dask",
+        [
+            (x509.BasicConstraints(True, 0), True),
+            (x509.KeyUsage(True, False, False, False, False, True, False, False, False), True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), False),
+        ],
+    )
+    data = signing.key_text(key) + certificate
+    signing.replace(file, data, 0o600)
     return data.decode()
-
-
-def _signed(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "clachan dask")])
-    now = datetime.now(UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + LIFE)
-    both = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-    for extension, critical in (
-        (x509.BasicConstraints(True, 0), True),
-        (x509.KeyUsage(True, False, False, False, False, True, False, False, False), True),
-        (both, False),
-        (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
-        (x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), False),
-    ):
-        builder = builder.add_extension(extension, critical)
-    return builder.sign(key, hashes.SHA256())
 
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0, or 2 for wrong use."""
-    if len(arguments) != 2 or arguments[0] not in {"--make", "--look"}:
-        print(__doc__, file=sys.stderr)  # noqa: T201
-        return 2
-    text, made = credential(Path(arguments[1]), look=arguments[0] == "--look")
-    sys.stdout.write(text)
-    if made:
-        print("made", file=sys.stderr)  # noqa: T201
-    return 0
+    return signing.say(arguments, range(1, 2), __doc__, lambda words, look: credential(Path(words[0]), look=look))
 
 
 if __name__ == "__main__":

@@ -27,13 +27,13 @@ from clachan_lake.access.guarding import principal_of
 from clachan_lake.errors import LateError, TakenError
 from clachan_lake.ingest.changing import change
 from clachan_lake.ingest.config import Config
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.ingest.spool import Spool, receiving, too_large
 from clachan_lake.ingest.streaming import Streamed
 from clachan_lake.jobs import document as form
 from clachan_lake.jobs.board import Board
 from clachan_lake.jobs.ledger import Body, Ledger, Outcome, described
 from clachan_lake.local import LocalLake
+from clachan_lake.refusal import RefusedError
 
 BODY_BYTES = 64 << 30
 LOG_BYTES = 256 << 10

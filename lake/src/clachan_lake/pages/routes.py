@@ -22,13 +22,13 @@ from clachan_lake.catalogue import dcat
 from clachan_lake.catalogue import routes as catalogue
 from clachan_lake.catalogue.routes import described
 from clachan_lake.catalogue.search import CursorError, search
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.interface import Array
 from clachan_lake.local import LocalLake
 from clachan_lake.pages import assets, showing
 from clachan_lake.pages.shield import Shield
 from clachan_lake.plots import routes as plots
 from clachan_lake.plots import series, spectrogram
+from clachan_lake.refusal import RefusedError
 
 COOKIE_TEXT = re.compile(r"[!#-+\--:<-\[\]-~]{1,512}")
 """What a cookie's value may be (RFC 6265)."""

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from clachan_lake.ingest.reading import get
-from clachan_lake.ingest.refusal import RefusedError
 from clachan_lake.local import LocalLake
 from clachan_lake.plots import document, spectrogram
 from clachan_lake.plots.series import SeriesError, find
+from clachan_lake.refusal import RefusedError
 from clachan_lake.transform import minmax
 
 Row = Annotated[int, Query(ge=0)]

@@ -16,30 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from clachan_lake import holders
-from clachan_lake.documents import BODY_BYTES, LocalDocuments, Session
+from clachan_lake.documents import BODY_BYTES, Documented
 from clachan_lake.interface import DeadLetters
 from clachan_lake.streams.chunk import Chunk, Digester
 
-KIND = "dead"
 BLOCK_BYTES = 1 << 20
 INGEST, TRANSFORMATION = "ingest", "transformation"
 
 
-class LocalDead(DeadLetters):
+class LocalDead(Documented, DeadLetters):
     """The dead letters of a local lake: number -> document."""
 
-    def __init__(self, lake: Session) -> None:
-        self._lake = lake
-        self._documents = LocalDocuments(lake, KIND)
+    kind = "dead"
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        return {**self._documents[number], "created": self._documents.record(number).created}
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._documents)
-
-    def __len__(self) -> int:
-        return len(self._documents)
+        return {**super().__getitem__(number), "created": self._documents.record(number).created}
 
     def from_number(self, first: int) -> Iterator[int]:
         """The numbers from `first` on."""
@@ -54,10 +45,6 @@ class LocalDead(DeadLetters):
             self._lake.adopt(record)
             record.body = holders.hold(record._p_jar, body, length)
         return number
-
-    def delete(self, number: int) -> None:
-        """Raises MissingError; belongs to a transaction."""
-        self._documents.delete(number)
 
     def read(self, number: int, offset: int = 0, count: int = BODY_BYTES) -> bytes:
         """The bytes beside it; b"" where there are none."""

@@ -163,21 +163,6 @@ def _shape(value: Any) -> list[int]:
     return value
 
 
-def _positive(value: Any) -> int | None:
-    if value is not None and (type(value) is not int or not 0 < value < 1 << 62):
-        raise ValueError(f"{value!r:.80}, expected a whole number of at least 1, or null")
-    return value
-
-
-def _choice(key: str) -> settings.Reader:
-    def reader(value: Any) -> str:
-        if not isinstance(value, str) or value not in CHOICES[key]:
-            raise ValueError(f"{value!r:.80}, expected {' or '.join(CHOICES[key])}")
-        return value
-
-    return reader
-
-
 _READERS: dict[str, settings.Reader] = {
     "title": _text,
     "pattern": _pattern,
@@ -185,6 +170,6 @@ _READERS: dict[str, settings.Reader] = {
     "attrs": _attrs,
     "dtype": lambda value: value,
     "row_shape": _shape,
-    **{key: _choice(key) for key in CHOICES},
-    **dict.fromkeys(("keep_seconds", "keep_bytes", "quota_bytes", "ids_seconds"), _positive),
+    **{key: settings.choice(*CHOICES[key]) for key in CHOICES},
+    **dict.fromkeys(("keep_seconds", "keep_bytes", "quota_bytes", "ids_seconds"), settings.positive),
 }

@@ -14,7 +14,7 @@ from zlib import crc32
 
 from ZODB.POSException import POSKeyError
 
-from clachan_lake import holders
+from clachan_lake import following, holders
 from clachan_lake.attributes import Attributes
 from clachan_lake.documents import Session
 from clachan_lake.errors import ChunkError, CorruptError, TruncatedError
@@ -22,7 +22,6 @@ from clachan_lake.format import BLOCK, Ids, StreamRecord
 from clachan_lake.interface import Stream
 from clachan_lake.names import check_chunk_id
 from clachan_lake.streams.chunk import Chunk
-from clachan_lake.transform import following
 
 
 def is_known(record: StreamRecord, chunk: Chunk, chunk_id: str | None, offset: int | None) -> bool:

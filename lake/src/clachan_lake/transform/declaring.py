@@ -1,37 +1,23 @@
 """Transformations of a local lake: name -> document. A change belongs to a transaction."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
-from clachan_lake.documents import LocalDocuments
+from clachan_lake import following
+from clachan_lake.documents import Documented
 from clachan_lake.errors import MissingError
+from clachan_lake.following import Key
 from clachan_lake.interface import Transformations
-from clachan_lake.transform import document, following, position, queue, resetting
+from clachan_lake.transform import document, position, queue, resetting
 from clachan_lake.transform.document import Transformation
-from clachan_lake.transform.following import Key
 
-KIND = "transformations"
 ACTIONS = ("pause", "resume", "retry", "backfill")
 SHOWN = 100
 
 
-class LocalTransformations(Transformations):
-    def __init__(self, lake: Any) -> None:
-        self._lake = lake
-        self._documents = LocalDocuments(lake, KIND)
-
-    def __getitem__(self, name: str) -> dict[str, Any]:
-        return self._documents[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._documents)
-
-    def __len__(self) -> int:
-        return len(self._documents)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._documents
+class LocalTransformations(Documented, Transformations):
+    kind = "transformations"
+    _lake: Any
 
     def declare(self, name: str, /, **keys: Any) -> bool:
         wanted = document.read(name, keys)

@@ -137,7 +137,7 @@ def _read_code(value: Any) -> str | None:
 
 
 def _read_source(value: Any) -> Source:
-    readers = {"kind": _choice("stream", "array"), "pattern": _read_pattern}
+    readers = {"kind": settings.choice("stream", "array"), "pattern": _read_pattern}
     try:
         return settings.read(value, Source, readers, "source")
     except ValueError as error:
@@ -188,23 +188,14 @@ def _read_scheduler(value: Any) -> str | None:
     return value
 
 
-def _choice(*choices: str) -> settings.Reader:
-    def one_of(value: Any) -> Any:
-        if value not in choices:
-            raise ValueError(f"{value!r:.80}, expected {' or '.join(choices)}")
-        return value
-
-    return one_of
-
-
 _READERS: dict[str, settings.Reader] = {
     "source": _read_source,
     "function": _read_function,
     "code": _read_code,
     "output": _read_output,
-    "on": lambda value: None if value is None else _choice("chunk", "end")(value),
+    "on": lambda value: None if value is None else settings.choice("chunk", "end")(value),
     "options": _read_options,
-    "from_": _choice("start", "now"),
+    "from_": settings.choice("start", "now"),
     "attempts": _read_attempts,
     "timeout_seconds": _read_timeout,
     "scheduler": _read_scheduler,

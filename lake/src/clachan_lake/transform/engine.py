@@ -14,15 +14,16 @@ from typing import Literal
 
 from ZODB.POSException import ConflictError
 
+from clachan_lake import following
 from clachan_lake.documents import LocalDocuments
 from clachan_lake.errors import CorruptError, TruncatedError
+from clachan_lake.following import Key
 from clachan_lake.local import LocalLake
 from clachan_lake.policies.dead import TRANSFORMATION, LocalDead
-from clachan_lake.transform import document, following, position, queue, resetting, sources
+from clachan_lake.transform import document, position, queue, resetting, sources
 from clachan_lake.transform.batch import Batch, ContentError, State
 from clachan_lake.transform.calling import CONNECT_SECONDS, AwayError, Caller, Operation
 from clachan_lake.transform.document import Transformation
-from clachan_lake.transform.following import Key
 from clachan_lake.transform.outputs import LocalOutput, OutputError
 from clachan_lake.transform.position import Position
 from clachan_lake.transform.sources import Piece

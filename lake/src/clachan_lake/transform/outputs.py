@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from transaction.interfaces import TransientError
 
+from clachan_lake import following
 from clachan_lake.errors import LakeError
 from clachan_lake.interface import AnyArray
 from clachan_lake.local import LocalLake
 from clachan_lake.names import check_name
 from clachan_lake.streams.stream import LocalStream
-from clachan_lake.transform import following
 from clachan_lake.transform.batch import Kind, Output
 from clachan_lake.transform.document import SYSTEM, Transformation
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from clachan_lake.documents import LocalDocuments, Session
-from clachan_lake.transform.following import Key
+from clachan_lake.following import Key
 
 KIND = "positions"
 WARNINGS = 20

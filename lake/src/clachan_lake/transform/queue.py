@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clachan_lake.documents import LocalDocuments
+from clachan_lake.following import Key
 from clachan_lake.transform import position
-from clachan_lake.transform.following import Key
 from clachan_lake.transform.position import Position
 
 if TYPE_CHECKING:

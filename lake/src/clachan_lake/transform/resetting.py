@@ -4,7 +4,7 @@ from collections.abc import Set
 from typing import Any
 
 from clachan_lake.errors import LakeError
-from clachan_lake.transform.following import Key
+from clachan_lake.following import Key
 from clachan_lake.transform.position import Position
 
 
