@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -5,8 +6,10 @@ import pytest
 from clachan_lake.local import LocalLake
 from clachan_lake.opening import open_lake
 
+from .documented import Shell
 from .making import Server
 from .postgres import MISSING, PROGRAMS, Cluster, cluster
+from .working import WorkerProcess
 
 
 @pytest.fixture
@@ -24,10 +27,29 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running.close()
 
 
+@pytest.fixture(scope="module")
+def worked_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for a file's tests, with a worker of two jobs at a time."""
+    made = Server(tmp_path_factory.mktemp("served")).start()
+    worker = WorkerProcess(made, made.directory / "worker", processes=2)
+    yield made
+    assert worker.stop() == 0
+    made.close()
+
+
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[Server]:
     """Not started yet."""
     made = Server(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    if shutil.which("bash") is None:
+        pytest.skip("this machine cannot: no bash")
+    made = Shell(tmp_path)
     yield made
     made.close()
 

@@ -15,7 +15,7 @@ from clachan_lake.interface import Lake
 from clachan_lake.opening import open_lake
 
 from .making import TOKEN, Server, end, wait_for
-from .working import WorkerProcess, told_pid
+from .working import told_pid
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("distributed", reason="this machine cannot: distributed is not installed")
@@ -48,18 +48,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     made.close()
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("served")).start()
-    worker = WorkerProcess(made, made.directory / "worker", processes=2)
-    yield made
-    assert worker.stop() == 0
-    made.close()
-
-
 @pytest.fixture
-def lake(served: Server) -> Iterator[Lake]:
-    with open_lake(served.url, token=TOKEN) as opened:
+def lake(worked_server: Server) -> Iterator[Lake]:
+    with open_lake(worked_server.url, token=TOKEN) as opened:
         yield opened
 
 

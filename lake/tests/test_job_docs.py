@@ -1,16 +1,15 @@
 """The section of docs/data.md about work that outlives the notebook, typed as it stands there."""
 
-import contextlib
-import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 from clachan_lake.opening import open_lake
 
+from .documented import BLOCK, DOCS, run_blocks
 from .making import TOKEN, Server
-from .test_data_docs import BLOCK, DOCUMENT, PRINTED
 from .working import WorkerProcess
+
+DOCUMENT = DOCS / "data.md"
 
 
 @pytest.mark.slow
@@ -21,11 +20,6 @@ def test_the_examples_work(server: Server, tmp_path: Path) -> None:
     worker = WorkerProcess(server, tmp_path / "worker", processes=2)
     try:
         with open_lake(server.url, token=TOKEN) as lake:
-            names: dict[str, Any] = {"__name__": "__main__", "lake": lake}
-            for _kind, code in blocks:
-                said = io.StringIO()
-                with contextlib.redirect_stdout(said):
-                    exec(compile(code, str(DOCUMENT), "exec"), names)
-                assert said.getvalue().splitlines() == PRINTED.findall(code), code
+            run_blocks(blocks, DOCUMENT.name, None, lake=lake)
     finally:
         worker.stop()

@@ -15,23 +15,13 @@ from clachan_lake.jobs import joblib as backend
 from clachan_lake.opening import open_lake
 
 from .making import TOKEN, Server
-from .working import WorkerProcess
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("served")).start()
-    worker = WorkerProcess(made, made.directory / "worker", processes=2)
-    yield made
-    assert worker.stop() == 0
-    made.close()
-
-
 @pytest.fixture
-def lake(served: Server) -> Iterator[Lake]:
-    with open_lake(served.url, token=TOKEN) as opened:
+def lake(worked_server: Server) -> Iterator[Lake]:
+    with open_lake(worked_server.url, token=TOKEN) as opened:
         yield opened
 
 
@@ -43,19 +33,19 @@ def test_calls_are_made_by_the_worker_and_no_job_is_left(lake: Lake) -> None:
     assert not list(lake.jobs)
 
 
-def test_through_the_socket(served: Server) -> None:
+def test_through_the_socket(worked_server: Server) -> None:
     with (
-        open_lake(served.socket, blobs=served.folder / "blobs") as near,
+        open_lake(worked_server.socket, blobs=worked_server.folder / "blobs") as near,
         joblib.parallel_config(backend.NAME, lake=near, n_jobs=2),
     ):
         assert joblib.Parallel()(joblib.delayed(math.factorial)(n) for n in range(5)) == [1, 1, 2, 6, 24]
 
 
 def test_the_lake_of_the_environment_and_as_many_as_there_are_workers(
-    served: Server, monkeypatch: pytest.MonkeyPatch
+    worked_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CLACHAN_LAKE", served.url)
-    monkeypatch.setenv("CLACHAN_LAKE_TOKEN_FILE", str(served.token_file))
+    monkeypatch.setenv("CLACHAN_LAKE", worked_server.url)
+    monkeypatch.setenv("CLACHAN_LAKE_TOKEN_FILE", str(worked_server.token_file))
     assert backend.ClachanBackend().effective_n_jobs(-1) == 2
     assert backend.ClachanBackend().effective_n_jobs(3) == 3
     with joblib.parallel_config(backend.NAME, n_jobs=-1):
@@ -94,14 +84,14 @@ def test_a_search_of_scikit_learn(lake: Lake) -> None:
     np.testing.assert_allclose(there.predict_proba(rows), here.predict_proba(rows))
 
 
-def test_large_arrays_are_kept_once_and_gone_afterwards(lake: Lake, served: Server) -> None:
+def test_large_arrays_are_kept_once_and_gone_afterwards(lake: Lake, worked_server: Server) -> None:
     """Each call reads them from the lake."""
     rows = np.random.default_rng(1).random((400_000,))
     sent: list[int] = []
 
     class Watched(backend.ClachanBackend):
         def stop_call(self) -> None:
-            with open_lake(served.socket, blobs=served.folder / "blobs") as near:
+            with open_lake(worked_server.socket, blobs=worked_server.folder / "blobs") as near:
                 sent.extend(len(near.documents("jobs").body(key)) for key in near.documents("jobs"))
             super().stop_call()
 
@@ -112,5 +102,5 @@ def test_large_arrays_are_kept_once_and_gone_afterwards(lake: Lake, served: Serv
         )
     assert found == [(rows[n], False) for n in range(4)]
     assert [size for size in sent if size > 1 << 20] == [rows.nbytes + 128]
-    with open_lake(served.socket, blobs=served.folder / "blobs") as near:
+    with open_lake(worked_server.socket, blobs=worked_server.folder / "blobs") as near:
         assert not list(near.documents("jobs"))

@@ -115,7 +115,8 @@ def test_variables_are_the_contract_s():
     from clachan.contract.inventory import InstanceVariables
 
     record = variables(instance_fragment(WEB, redacted=False))
-    InstanceVariables.from_json(json.dumps(record["clachan_instance"]))
+    found = InstanceVariables.from_json(json.dumps(record["clachan_instance"]))
+    assert (found.path, found.parent) == (record["clachan_instance"]["path"], "home.shop")
 
 
 def test_redacted():

@@ -50,9 +50,11 @@ JOBS_BEFORE = "g"
 
 
 def new_id() -> str:
-    """A UUID of version 7 (RFC 9562): lists are in the order of submission."""
-    head = (time.time_ns() // 10**6).to_bytes(6) + secrets.token_bytes(10)
-    number = int.from_bytes(head) & ~(0xF << 76) & ~(0x3 << 62) | 7 << 76 | 2 << 62
+    """A UUID of version 7 (RFC 9562), with a fraction of the millisecond (6.2, method 3): so lists are in the order of
+    submission."""
+    milliseconds, rest = divmod(time.time_ns(), 10**6)
+    fraction = (rest << 12) // 10**6
+    number = milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | secrets.randbits(62)
     return str(uuid.UUID(int=number))
 
 
