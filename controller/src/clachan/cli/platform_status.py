@@ -137,6 +137,7 @@ def show_next_steps(found: Found, page: Path | None) -> None:
     steps = [
         (f"{command} status", "what runs where"),
         (f"{command} instance list", "the instances and their promises"),
+        (f"{command} instance show home.lake --reveal", "url: the lake's pages; token: to log in there"),
         (f"{command} instance logs home.lake", "what the lake says"),
         (f"{command} demo --input DIR", "bring WAV recordings of your own through the lake"),
         (f"{command} down", "stop everything, keep the data"),
