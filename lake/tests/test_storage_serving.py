@@ -120,8 +120,10 @@ def test_clients_come_and_go_while_the_process_commits(tmp_path: Path) -> None:
                     for _ in range(3):
                         before = committed[0]
                         lake.refresh()
-                        assert lake.streams["s"].size >= before
-                        assert len(lake.streams["s"].read()) == lake.streams["s"].size
+                        size = lake.streams["s"].size
+                        assert size >= before
+                        # its end only: the process would append faster than a client reads all of it
+                        assert lake.streams["s"].read(max(0, size - 100)) == b"x" * min(size, 100)
         finally:
             ended.set()
             thread.join()

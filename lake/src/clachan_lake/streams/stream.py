@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal
 from zlib import crc32
 
@@ -22,6 +23,8 @@ from clachan_lake.format import BLOCK, Ids, StreamRecord
 from clachan_lake.interface import Stream
 from clachan_lake.names import check_chunk_id
 from clachan_lake.streams.chunk import Chunk
+
+AHEAD = 64
 
 
 def is_known(record: StreamRecord, chunk: Chunk, chunk_id: str | None, offset: int | None) -> bool:
@@ -122,13 +125,26 @@ def read(record: StreamRecord, offset: int, count: int) -> bytes:
         )
     stop = min(offset + count, record.size)
     parts = []
-    while offset < stop:
-        start = record.chunks.maxKey(offset)
-        data = _read_block(record, start, (offset - start) // BLOCK)
-        inside = (offset - start) % BLOCK
-        parts.append(data[inside : inside + stop - offset])
-        offset += len(parts[-1])
+    if offset < stop:
+        for start, entry in _ahead(record, record.chunks.maxKey(offset), stop):
+            end = min(stop, start + entry[0])
+            while offset < end:
+                data = _read_block(record, start, entry, (offset - start) // BLOCK)
+                inside = (offset - start) % BLOCK
+                parts.append(data[inside : inside + end - offset])
+                offset += len(parts[-1])
     return b"".join(parts)
+
+
+def _ahead(record: StreamRecord, start: int, stop: int) -> Iterator[tuple[int, Any]]:
+    """The chunks between, whose holders are asked for together: each would else be a question to a server of its own,
+    and the wait for its answer."""
+    found = iter(record.chunks.items(start, stop, excludemax=True))
+    while batch := list(islice(found, AHEAD)):
+        # what is new in this transaction has no id yet, and is no ghost
+        if len(absent := [entry[-1] for _, entry in batch if entry[-1]._p_changed is None]) > 1:
+            record._p_jar.prefetch(absent)
+        yield from batch
 
 
 def verify(record: StreamRecord) -> list[str]:
@@ -137,7 +153,7 @@ def verify(record: StreamRecord) -> list[str]:
     for start, entry in record.chunks.items():
         try:
             for block in range(-(-entry[0] // BLOCK)):
-                _read_block(record, start, block)
+                _read_block(record, start, entry, block)
         except CorruptError as error:
             faults.append(str(error))
     return faults
@@ -173,8 +189,8 @@ def describe(record: StreamRecord, followers: dict[str, dict[str, Any]]) -> dict
     }
 
 
-def _read_block(record: StreamRecord, start: int, block: int) -> bytes:
-    length, _digest, checksums, _when, body = record.chunks[start]
+def _read_block(record: StreamRecord, start: int, entry: Any, block: int) -> bytes:
+    length, _digest, checksums, _when, body = entry
     size = min(BLOCK, length - block * BLOCK)
     what = f"stream {record.name}, chunk at {start}"
     try:
