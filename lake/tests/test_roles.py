@@ -143,8 +143,8 @@ def test_lake_and_forwarder_do_their_work(tmp_path: Path, running: "list[subproc
     recordings = tmp_path / "recordings"
     recordings.mkdir()
     (recordings / "a440.wav").write_bytes(wav(tone(440, 1)))
-    secret = "s3cret-token-of-the-lake"
-    lake = home.add("lake", 0, ["lake_token"], lake_token=secret, lake_idle_seconds=60)
+    secret = TOKENS["lake_token"]
+    lake = home.add("lake", 0, list(TOKENS), **TOKENS, lake_idle_seconds=60)
     home.converge()
     published = home.published(lake)
     assert (published["token"], published["certificate"]) == (secret, "")
@@ -154,18 +154,18 @@ def test_lake_and_forwarder_do_their_work(tmp_path: Path, running: "list[subproc
         ["forwarder_token"],
         forwarder_directory=str(recordings),
         forwarder_url=published["url"],
-        forwarder_token=published["token"],
+        forwarder_token=published["ingest_token"],
         forwarder_ca=published["certificate"],
         forwarder_stable_seconds=0,
     )
     first = home.converge()
-    assert secret not in first
+    assert not [token for token in TOKENS.values() if token in first]
     assert re.search(r"home\.lake +: ok=\d+ +changed=0 ", first)
     assert "changed=0" in home.converge().partition("PLAY RECAP")[2]
-    for slot in (lake, forwarder):
-        assert (slot / "etc/token").read_text() == secret + "\n"
+    for slot, token in ((lake, secret), (forwarder, TOKENS["lake_ingest_token"])):
+        assert (slot / "etc/token").read_text() == token + "\n"
         assert (slot / "etc/token").stat().st_mode & 0o777 == 0o640
-        assert secret not in "".join(path.read_text() for path in (slot / "etc/services.d").iterdir())
+        assert token not in "".join(path.read_text() for path in (slot / "etc/services.d").iterdir())
     running.append(start(lake, "lake"))
     answers = json.loads((lake / "etc/promises.d/answers.json").read_text())
     wait_for(lambda: answered(answers["url"]), "healthz", 30)
@@ -187,8 +187,25 @@ def test_lake_and_forwarder_do_their_work(tmp_path: Path, running: "list[subproc
     # the forwarder says it a moment after the lake has it
     wait_for(lambda: checked().stdout.startswith("files: 1 done; lag"), "the promise's message")
     assert (checked().returncode, checked().stderr) == (0, "")
+    for name, statuses in {"ingest_token": [204, 200, 403, 403], "work_token": [403, 200, 204, 204]}.items():
+        assert [status(published, name, *one) for one in TRIED] == statuses
     assert Path(published["socket"]).is_socket()
     assert Path(published["blobs"]).is_dir()
+
+
+TRIED = [
+    ("POST", "/ingest/raw?reference=tried"),
+    ("GET", "/arrays"),
+    ("DELETE", "/streams/meta?name=tried"),
+    ("POST", "/jobs/take?worker=tried&slot=0"),
+]
+
+
+def status(published: dict[str, Any], token: str, method: str, path: str) -> int:
+    """Of an answer to who holds a published token."""
+    headers = {"Authorization": f"Bearer {published[token]}"}
+    body = b"a" if "/ingest/" in path else None
+    return requests.request(method, published["url"] + path, headers=headers, data=body, timeout=9).status_code
 
 
 def answered(url: str, ca: Path | None = None) -> bool:
@@ -210,6 +227,7 @@ def records(published: dict[str, Any], name: str, ca: Path) -> list[dict[str, An
     return [json.loads(line) for line in answer.content.splitlines()] if answer.status_code == 200 else []
 
 
+TOKENS = {f"lake_{name}token": f"s3cret-{name}token-of-the-lake" for name in ("", "ingest_", "work_")}
 POLICIES = [
     {"name": "raw"},
     {"name": "log.s", "pattern": r"(?P<host>\w+)/(?P<file>.+)", "target": "logs/{host}/{file}", "keep_bytes": 4096},
@@ -230,9 +248,9 @@ def test_behind_tls_with_policies_metrics_and_usage(
 ) -> None:
     Controller.records = [record(number) for number in range(3)]
     home = Home(tmp_path, "127.77.0.2")
-    secret = "s3cret-token-of-the-lake"
+    secret = TOKENS["lake_token"]
     options = {"lake_tls": True, "lake_policies": POLICIES, "lake_transformations": [METERED]}
-    lake = home.add("lake", 0, ["lake_token"], lake_token=secret, **options)
+    lake = home.add("lake", 0, list(TOKENS), **TOKENS, **options)
     home.converge("--check")
     assert list((lake / "var").iterdir()) == list((lake / "etc").iterdir()) == []
     home.converge()
@@ -253,7 +271,7 @@ def test_behind_tls_with_policies_metrics_and_usage(
         ["forwarder_token", "forwarder_usage_token"],
         forwarder_directory=str(files.parent),
         forwarder_url=published["url"],
-        forwarder_token=secret,
+        forwarder_token=published["ingest_token"],
         forwarder_ca=published["certificate"],
         forwarder_policy="log.s",
         forwarder_gzip=True,
@@ -263,7 +281,7 @@ def test_behind_tls_with_policies_metrics_and_usage(
         forwarder_stable_seconds=0,
     )
     first = home.converge()
-    assert not {word for word in (secret, USAGE_TOKEN) if word in first}
+    assert not {word for word in (*TOKENS.values(), USAGE_TOKEN) if word in first}
     assert re.search(r"home\.lake +: ok=\d+ +changed=0 ", first)
     assert "changed=0" in home.converge().partition("PLAY RECAP")[2]
     running.append(start(lake, "lake"))

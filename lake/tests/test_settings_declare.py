@@ -75,6 +75,10 @@ def test_a_transformation_that_is_said_takes_the_place_of_the_policys(lake: Loca
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        ({"tokens": "x"}, "key tokens: 'x', expected a list of objects with file and scopes"),
+        ({"tokens": [{"file": "f"}]}, "key tokens: token 0, key scopes: missing, expected a value"),
+        ({"tokens": [{"file": "f", "scopes": []}]}, "key scopes: [], expected a list of scopes"),
+        ({"tokens": [{"file": "f", "scopes": ["root"]}]}, "key scopes: 'root', expected admin, write"),
         ({"policies": {}}, "key policies: {}, expected a list of objects, each with another name of a policy"),
         ({"policies": ["raw"]}, "key policies: 'raw', expected a list of objects"),
         (

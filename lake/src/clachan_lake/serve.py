@@ -27,6 +27,7 @@ from clachan_lake.ingest.app import application
 from clachan_lake.ingest.committer import Committer
 from clachan_lake.ingest.config import Config, load
 from clachan_lake.ingest.heap import keep_freed
+from clachan_lake.ingest.protocol import BodyProtocol
 from clachan_lake.ingest.receiving import Front
 from clachan_lake.ingest.registry import Registry
 from clachan_lake.ingest.tending import Tending
@@ -39,15 +40,17 @@ from clachan_lake.transform.keeper import Keeper
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
 LEAF_CHUNKS = 16
+Tokens = tuple[str, dict[str, frozenset[str]]]
+"""The one that may do everything, and the scopes of the others."""
 
 
 class Server:
     """The HTTP service and the transformations over an open lake, until SIGTERM or SIGINT."""
 
-    def __init__(self, config: Config, token: str, storage: database.LakeStorage, lake: LocalLake) -> None:
+    def __init__(self, config: Config, tokens: Tokens, storage: database.LakeStorage, lake: LocalLake) -> None:
         self.failed = False
         self._config = config
-        self._token = token
+        self._tokens = tokens
         self._storage = storage
         self._lake = lake
 
@@ -55,7 +58,7 @@ class Server:
         keeper = Keeper(self._config, self._lake)
         config, lake = self._config, self._lake
         defaults.declare(lake, config)
-        registry = Registry(lake.session(), self._token, config.dead_mib << 20)
+        registry = Registry(lake.session(), *self._tokens, config.dead_mib << 20)
         self._tending = Tending(lake.session(), registry)
         self._tending.count()
         self._committer = Committer(lake.session(), registry, config.idle_seconds, keeper.due)
@@ -161,7 +164,7 @@ def _settings(app: object, config: Config) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=10,
-        http="httptools",
+        http=BodyProtocol,
         ws="none",
         lifespan="off",
         ssl_certfile=config.certificate,
@@ -193,9 +196,9 @@ def main(path: str) -> int:
 
 
 def _run(config: Config) -> int:
-    token = read_token(config.token_file)
+    tokens = (read_token(config.token_file), {read_token(one.file): one.scopes for one in config.tokens})
     with _listen(config.host, config.port) as listener, _storage(config) as (storage, lake):
-        server = Server(config, token, storage, lake)
+        server = Server(config, tokens, storage, lake)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(server.run(listener))
         return 1 if server.failed else 0

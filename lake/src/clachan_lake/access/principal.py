@@ -7,7 +7,7 @@ from clachan_lake.access.scopes import ADMIN, allow
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """`id` is the token's; "" for the one in the service's token file."""
+    """`id` is the token's; "" for those in files of the service."""
 
     id: str
     scopes: frozenset[str]

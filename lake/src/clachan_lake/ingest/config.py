@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clachan_lake import settings
+from clachan_lake.access.scopes import check_scope
 from clachan_lake.policies import policy as policies
 from clachan_lake.transform import document as transformations
 
@@ -28,13 +29,23 @@ def _policies() -> dict[str, Policy]:
 
 
 @dataclass(frozen=True)
+class TokenFile:
+    """A token that holds as long as the service runs, in the first line of a file, and what it may do."""
+
+    file: Path
+    scopes: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Config:
     folder: Path
     """The lake's own folder; the parent must exist."""
     socket: Path
     """The unix socket for processes of this machine, at most 107 bytes long."""
     token_file: Path
-    """Its first line is the token of every request but /healthz."""
+    """Its first line is the token that may do everything."""
+    tokens: tuple[TokenFile, ...] = ()
+    """Others, for those who need less."""
     host: str = "127.0.0.1"
     port: int = 8075
     """0: a free one, told in `address_file`."""
@@ -81,7 +92,12 @@ def load(path: Path) -> Config:
     config = settings.load(
         path,
         Config,
-        {"policies": _read_policies, "transformations": _read_transformations, "frame_ancestors": _read_ancestors},
+        {
+            "tokens": _read_tokens,
+            "policies": _read_policies,
+            "transformations": _read_transformations,
+            "frame_ancestors": _read_ancestors,
+        },
     )
     if (config.certificate is None) != (config.key is None):
         missing = "certificate" if config.certificate is None else "key"
@@ -101,6 +117,18 @@ def _read_ancestors(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(one, str) and ANCESTOR.fullmatch(one) for one in value):
         raise ValueError(f"{value!r:.80}, expected a list of '*', \"'self'\" or origins as https://example.org")
     return tuple(value)
+
+
+def _read_tokens(value: Any) -> tuple[TokenFile, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r:.80}, expected a list of objects with file and scopes")
+    return tuple(settings.read(one, TokenFile, {"scopes": _read_scopes}, f"token {i}") for i, one in enumerate(value))
+
+
+def _read_scopes(value: Any) -> frozenset[str]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{value!r:.80}, expected a list of scopes")
+    return frozenset(check_scope(scope) for scope in value)
 
 
 def _read_policies(value: Any) -> dict[str, Policy]:

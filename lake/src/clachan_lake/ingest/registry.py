@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hmac import compare_digest
+from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
 
 from clachan_lake.access import token as tokens
@@ -32,6 +33,7 @@ T = TypeVar("T")
 FLUENT = "fluent."
 """What begins with it are fluentd's own messages."""
 SHOWN = 10
+NONE: Mapping[str, frozenset[str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,14 @@ class _Known:
 
 
 class Registry:
-    def __init__(self, lake: LocalLake, token: str, dead_bytes: int = 256 << 20) -> None:
-        """`lake` is a session of its own, which `close` closes; `token` is the one of the service's file; `dead_bytes`
-        are kept of dead letters."""
+    def __init__(
+        self, lake: LocalLake, token: str, others: Mapping[str, frozenset[str]] = NONE, dead_bytes: int = 256 << 20
+    ) -> None:
+        """`lake` is a session of its own, which `close` closes; `token` is the one of the service's file, `others` are
+        those of further files, with their scopes; `dead_bytes` are kept of dead letters."""
         self._lake = lake
-        self._owner = tokens.digest(token)
+        self._own = [(tokens.digest(token), OWNER)]
+        self._own += [(tokens.digest(other), Principal("", scopes)) for other, scopes in others.items()]
         self.usage = Usage()
         self.dead_bytes = dead_bytes
         self._lock = threading.Lock()
@@ -111,8 +116,9 @@ class Registry:
     def principal(self, token: str) -> Principal:
         """Whose token it is; raises RefusedError (401)."""
         given = tokens.digest(token)
-        if compare_digest(given, self._owner):
-            return OWNER
+        for own, holder in self._own:
+            if compare_digest(given, own):
+                return holder
         found = self._known.tokens.get(given)
         # the table's own comparison is of digests, of which a sender can aim at none
         if found is None or not compare_digest(given, bytes.fromhex(found[1].sha256)):
