@@ -1,8 +1,10 @@
-"""Two rules for every suite: on CI a skip must say what the machine cannot do, else it counts as a failure; and Ctrl-C
-reaches what the tests start, also when the tests themselves were started in the background."""
+"""Rules for every suite: on CI a skip must say what the machine cannot do, else it counts as a failure; Ctrl-C reaches
+what the tests start, also when the tests themselves were started in the background; files with slow tests come first,
+so that no worker is left alone with one at the end."""
 
 import os
 import signal
+from collections import Counter
 
 import pytest
 
@@ -13,6 +15,11 @@ def pytest_configure() -> None:
     # a shell starts its background jobs with SIGINT ignored, and whatever they start inherits that
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.hookimpl(trylast=True)

@@ -315,6 +315,7 @@ def test_a_full_disk(node: Node) -> None:
     node.libvirtd.execute(["umount", str(case.archives)])
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_by_declaration(node: Node) -> None:
     """The role's part: made once, brought back once, removed by a word only."""

@@ -245,7 +245,8 @@ def test_the_agent_joins_by_itself_and_reports(controller: live.Live, machine: N
 
 def end(agent: subprocess.Popen[bytes]) -> None:
     agent.send_signal(signal.SIGTERM)
-    assert agent.wait(30) == 0
+    # what is waited for may be of one that was killed: then this one has hardly begun
+    assert agent.wait(30) in {0, -signal.SIGTERM}
 
 
 @pytest.mark.slow

@@ -73,6 +73,7 @@ def services_started_after(node: Node) -> bool:
     return True
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(600)
 def test_killed_twenty_times_in_the_middle_of_a_role(bare: Node) -> None:
     bare.start_supervisord()

@@ -61,7 +61,7 @@ def _wait(ready: list[str | Path]) -> None:
     raise TimeoutError("PostgreSQL: not ready within 30 s")
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.skipif(not PROGRAMS, reason="PostgreSQL's programs are not in /usr/lib/postgresql/*/bin")
 @pytest.mark.skipif(POSTGRESQL in os.environ, reason="this is that run")
 @pytest.mark.timeout(900)
