@@ -16,9 +16,11 @@ from clachan_lake.jobs import credential
 from clachan_lake.opening import open_lake
 
 from .making import TOKEN, Server
+from .test_elastic import children
 from .test_roles import BIN, Home, start
 
 pytestmark = pytest.mark.slow
+OF_THE_SCHEDULER = {"scheduler": "address", "sizing": "sizing", "credential": "credential"}
 pytest.importorskip("distributed", reason="this machine cannot: distributed is not installed")
 
 
@@ -31,14 +33,12 @@ def running() -> "Iterator[list[subprocess.Popen[bytes]]]":
         process.wait(40)
 
 
-def listening(process: "subprocess.Popen[bytes]") -> set[str]:
+def listening(pid: int) -> set[str]:
     """Addresses of its TCP sockets that listen."""
     import psutil
 
     return {
-        f"{one.laddr.ip}:{one.laddr.port}"
-        for one in psutil.Process(process.pid).net_connections()
-        if one.status == "LISTEN"
+        f"{one.laddr.ip}:{one.laddr.port}" for one in psutil.Process(pid).net_connections() if one.status == "LISTEN"
     }
 
 
@@ -59,8 +59,8 @@ def test_a_cluster_does_a_job_of_a_lake(
     assert published["address"].startswith("tls://127.77.0.8:")
     assert published["credential"] == (scheduler / "etc/credential.pem").read_text()
     assert published["credential"].splitlines()[1] not in said
-    options = {"dask_worker_scheduler": published["address"], "dask_worker_credential": published["credential"]}
-    dask_worker = home.add("dask_worker", 1, ["dask_worker_credential"], **options, dask_worker_memory_mib=512)
+    options = {f"dask_worker_{what}": published[name] for what, name in OF_THE_SCHEDULER.items()}
+    dask_worker = home.add("dask_worker", 1, ["dask_worker_credential"], **options, dask_worker_number=1)
     worker = home.add(
         "worker",
         2,
@@ -82,22 +82,23 @@ def test_a_cluster_does_a_job_of_a_lake(
         "scheduler": {"state": "started", "published": published}
     }
     home.converge()
-    assert home.published(dask) == {"workers": 3, **published}
+    assert home.published(dask) == {"workers": 3} | {key: published[key] for key in ("address", "credential")}
 
     running += [start(scheduler, "scheduler"), start(dask_worker, "worker"), start(worker, "worker")]
     with open_lake(server.url, token=TOKEN) as lake:
         job = lake.submit(lambda: os.getpid(), scheduler=published["address"])
-        assert job.result(90) == running[1].pid
+        busy = job.result(90)
+        assert children(running[1]) == [busy]
         plain = lake.submit(len, "x", scheduler=published["address"].replace("tls", "tcp"))
         with pytest.raises(JobError):
             plain.result(60)
     # nothing but what is declared listens, and nobody without the credential is answered
-    for process, address in (
-        (running[0], published["address"]),
-        (running[1], home.published(dask_worker)["address"]),
+    for pid, address in (
+        (running[0].pid, published["address"]),
+        (busy, home.published(dask_worker)["address"]),
     ):
         host, port = address.removeprefix("tls://").split(":")
-        assert listening(process) <= {f"{host}:{port}", f"{host}:{int(port) + 1}"}
+        assert listening(pid) <= {f"{host}:{int(port) + more}" for more in range(3)}
         for path in (
             "/",
             "/metrics",

@@ -45,7 +45,14 @@ def dask_requests(instance, wanted):
     requests = {
         SCHEDULER: {
             "software": "clachan.platform.dask_scheduler",
-            "parameters": {"dask_scheduler_memory_mib": wanted["scheduler_memory_mib"]},
+            "parameters": {
+                "dask_scheduler_memory_mib": wanted["scheduler_memory_mib"],
+                "dask_scheduler_workers": wanted["workers"],
+                "dask_scheduler_minimum_workers": wanted["minimum_workers"],
+                "dask_scheduler_idle_seconds": wanted["idle_seconds"],
+                "dask_scheduler_seconds": wanted["seconds"],
+                "dask_scheduler_price": wanted["price"],
+            },
         }
     }
     source = "%s.%s" % (instance["path"], SCHEDULER)
@@ -53,7 +60,9 @@ def dask_requests(instance, wanted):
         requests["w%d" % number] = {
             "software": "clachan.platform.dask_worker",
             "parameters": {
+                "dask_worker_number": number,
                 "dask_worker_scheduler": {"from": source, "key": "address"},
+                "dask_worker_sizing": {"from": source, "key": "sizing"},
                 "dask_worker_credential": {"from": source, "key": "credential"},
                 "dask_worker_threads": wanted["threads"],
                 "dask_worker_memory_mib": wanted["memory_mib"],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clachan_lake.forward.state import Shipped
+from clachan_lake.telling import tell
 
 OLD_SECONDS = 60.0
 LOST_SECONDS = 3600.0
@@ -47,9 +48,7 @@ class Status:
 def write(path: Path, status: Status) -> None:
     """At once or not at all: a reader never sees half of it."""
     status.time = time.time()
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(json.dumps(asdict(status), indent=1))
-    draft.replace(path)
+    tell(path, asdict(status))
 
 
 def faults(path: Path, maximum_lag: float) -> list[str]:

@@ -29,6 +29,7 @@ from clachan_lake.jobs.asking import Asking, OverError
 from clachan_lake.jobs.beating import Beats
 from clachan_lake.jobs.child import MARK, Child, end_marked, remove
 from clachan_lake.settings import read_token
+from clachan_lake.telling import tell
 
 log = logging.getLogger("clachan_lake.jobs")
 OWNER = "CLACHAN_WORKER"
@@ -148,10 +149,9 @@ class Worker:
         self._error = str(error)
 
     def _tell(self) -> None:
-        draft = self._config.directory / "status.tmp"
         running = sorted(job for job in self._busy.values() if job)
-        draft.write_text(json.dumps({"seen": self._seen, "error": self._error, "running": running}))
-        draft.replace(self._config.directory / "status.json")
+        standing = {"seen": self._seen, "error": self._error, "running": running}
+        tell(self._config.directory / "status.json", standing)
 
 
 class Attempt:
