@@ -264,6 +264,22 @@ def test_promises_of_every_kind_pass(node: Node) -> None:
     }
 
 
+def test_a_message_that_changes_is_told_after_a_while(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    node.declare("site", software="acme.things.web", parameters={"web_port": port})
+    node.send()
+    node.until(lambda: node.state("site") == "started")
+    said = node.directory("site") / "var/said"
+    said.write_text("half of it\n")
+    node.work(2.5)
+    assert len(node.facts("promises")) == 1
+    monkeypatch.setattr("clachan.agent.progress.MESSAGE_SECONDS", 0.5)
+    node.until(lambda: node.facts("promises")[-1].results["command"].message.endswith("half of it"))
+    assert node.states("site") == ["converging", "started"]
+
+
 def test_a_killed_service_is_an_outage_once_and_heals(node: Node) -> None:
     node.declare("one")
     node.send()

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 POSTPONED_SECONDS = 2.0
 QUIET_SECONDS = 2.0
 """After a start, failing promises are told only when they still fail then."""
+MESSAGE_SECONDS = 300.0
+"""Messages of promises that pass as before, as of how far something is, are told so seldom."""
 
 
 class Progress:
@@ -177,14 +179,8 @@ class Progress:
         self._documents.pop(known.id, None)
         facts: list[Content] = [*self._outage_ended(known), self._state(host, "absent")]
         log.info("instance %s: absent", host.path)
-        gone: dict[str, object] = {
-            "phase": "gone",
-            "applied": host.digest,
-            "services": {},
-            "outage": None,
-            "state": "absent",
-        }
-        self._save(known.model_copy(update=gone), *facts)
+        gone: dict[str, object] = {"phase": "gone", "services": {}, "outage": None, "state": "absent"}
+        self._save(known.model_copy(update=gone | {"applied": host.digest}), *facts)
 
     def _applied(self, done: Done) -> None:
         """The slot's content is there and its services run: now its promises must pass."""
@@ -313,11 +309,14 @@ class Progress:
 
     def _results(self, one: Watched, known: Instance) -> tuple[dict[str, PromiseResult], list[Content]]:
         """The results to be remembered as reported, and the fact that reports them, if they are news."""
-        quiet = known.phase == "applied" and time.monotonic() - one.began < QUIET_SECONDS
+        now = time.monotonic()
+        quiet = known.phase == "applied" and now - one.began < QUIET_SECONDS
         incomplete = len(one.results) < len(one.promises)
-        before = {name: result.ok for name, result in known.results.items()}
-        if quiet or incomplete or before == {name: result.ok for name, result in one.results.items()}:
+        before, after = ({name: result.ok for name, result in told.items()} for told in (known.results, one.results))
+        same = before == after and (now - one.told < MESSAGE_SECONDS or known.results == one.results)
+        if quiet or incomplete or same:
             return known.results, []
+        one.told = now
         return dict(one.results), [PromisesFact(instance=known.id, results=dict(one.results))]
 
     # -- facts ----------------------------------------------------------------------------------------------------

@@ -72,6 +72,8 @@ class Watched:
     generation: int
     children: Mapping[str, str]
     """Child -> why it is not as it is wanted; empty when all are."""
+    told: float
+    """When the results were told last."""
     settled: bool = False
     """Whether all have passed once since this watch began."""
     results: dict[str, PromiseResult] = field(default_factory=dict)
@@ -117,7 +119,7 @@ class Watch:
     ) -> Watched:
         """Watch an instance from now on, in place of what was watched of it before."""
         now = time.monotonic()
-        one = Watched(instance, slot, place, promises, redactor, now, next(self._ticket), children)
+        one = Watched(instance, slot, place, promises, redactor, now, next(self._ticket), children, told=now)
         self.watched[instance] = one
         for name in promises:
             self._schedule(one, name, now)
