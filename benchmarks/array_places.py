@@ -1,8 +1,10 @@
-"""Two places where an array is read: a process with little memory, and another one over HTTP."""
+"""Places where an array is read: a process with little memory, another one by its URL, near and far."""
 
 import http.client
 import os
 import pathlib
+import random
+import statistics
 import subprocess
 import sys
 import time
@@ -11,8 +13,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 from array_peers import DTYPE, MIB, Lake, Memmap, Peer, Zarr, chill, noise, seconds
 from clachan_lake import open_lake
+from clachan_lake.interface import memory
 from measured import ROOT, row
 
 sys.path.insert(0, str(ROOT / "lake"))
@@ -56,6 +60,7 @@ print(server.server_address[1], flush=True)
 server.serve_forever()
 """
 TIMES = 4
+BY_URL_TIMES = 15
 
 
 @contextmanager
@@ -146,8 +151,74 @@ def over_http(folder: pathlib.Path, size: int) -> None:
         row(f"{what or '  the same'}; peer: {name}", _rate(size, ours), _rate(size, found), f"{ratio:.2f}", wanted)
 
 
+def by_url(folder: pathlib.Path, size: int, goal: Goal) -> None:
+    """`lake.arrays["a"][:].sum()` at a URL: near, where it is mapped, beside np.memmap of the same bytes; far, beside
+    plain downloads of them. Nothing of it is mapped before, but in the row that says so."""
+    Memmap(folder).write(size, noise(size))
+    server = Server(folder)
+    Lake(server.folder).write(size, noise(size))
+    server.start()
+    try:
+        with _plain(folder, "copy") as plain:
+            found = _medians(_ways(server.url, f"{plain}/array", folder / "array", size))
+    finally:
+        server.close()
+    for suffix, what in (("", "a[:].sum() by URL, near"), (", again", "  again")):
+        ours, theirs = found[f"near{suffix}"], found[f"memmap{suffix}"]
+        row(what, f"{ours * 1000:.0f} ms", f"{theirs * 1000:.0f} ms", f"{ours / theirs:.2f}", goal(ours / theirs, 1.2))
+    for peer in ("http.client, kept and summed", "curl, to nowhere"):
+        ratio = found[peer] / found["far"]
+        # curl has nothing to keep and to sum
+        verdict = "" if peer.startswith("curl") else f">= 0.6 {'ok' if ratio >= 0.6 else 'MISSED'}"
+        row(f"  far; peer: {peer}", _rate(size, found["far"]), _rate(size, found[peer]), f"{ratio:.2f}", verdict)
+
+
+def _ways(url: str, plain: str, path: pathlib.Path, size: int) -> dict[str, Callable[[], Any]]:
+    wanted = sum(int(block.sum()) for block in noise(size)) % (1 << 64)
+    near, far = open_lake(url, token=TOKEN), open_lake(url, token=TOKEN)
+    far.nearness.rule_out()
+    kept, mapped = near.arrays["a"], np.memmap(path, DTYPE, "r")
+
+    def checked(array: Any) -> None:
+        assert int(array.sum()) % (1 << 64) == wanted
+
+    return {
+        "near": lambda: checked(near.arrays["a"][:]),
+        "memmap": lambda: checked(np.memmap(path, DTYPE, "r")),
+        "near, again": lambda: checked(kept[:]),
+        "memmap, again": lambda: checked(mapped),
+        "far": lambda: checked(far.arrays["a"][:]),
+        "http.client, kept and summed": lambda: checked(_downloaded(plain, size)),
+        "curl, to nowhere": lambda: _curl(plain),
+    }
+
+
+def _medians(works: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in works}
+    names, chance = list(works), random.Random(1)
+    for _ in range(BY_URL_TIMES):
+        # in another order each time: who comes behind one that has let go of memory gets that, and more cheaply
+        chance.shuffle(names)
+        for name in names:
+            times[name].append(seconds(works[name]))
+    return {name: statistics.median(all_of_it) for name, all_of_it in times.items()}
+
+
+def _downloaded(url: str, size: int) -> Any:
+    out = np.empty(size, DTYPE)
+    where = urlsplit(url)
+    connection = http.client.HTTPConnection(where.hostname or "", where.port)
+    connection.request("GET", where.path)
+    answer, rest = connection.getresponse(), memory(out)
+    while rest and (count := answer.readinto(rest)):
+        rest = rest[count:]
+    connection.close()
+    return out
+
+
 def _download(url: str, size: int) -> None:
     with open_lake(url, token=TOKEN) as lake:
+        lake.nearness.rule_out()
         count = sum(len(rows) for _first, rows in lake.arrays["a"].blocks())
     assert count == size
 

@@ -1,9 +1,9 @@
 """Arrays of a lake: reading, writing, committing, opening, appending, beside np.memmap of the same bytes and others.
 
-`bench_arrays.py read`, `write`, `commit`, `open`, `append`, `limit`, `http` run one part; all do by default. An array
-has MIB (1,024, or the environment's) of 64 bit numbers that do not compress. Rounds of all are interleaved, and each
-one's best counts, as others use the machine too; commits are medians. In brackets: wendelin.core 2, measured earlier on
-another machine. Needs about eight times MIB of disk below /var/tmp.
+`bench_arrays.py read`, `write`, `commit`, `open`, `append`, `limit`, `http`, `url` run one part; all do by default. An
+array has MIB (1,024, or the environment's) of 64 bit numbers that do not compress. Rounds of all are interleaved, and
+each one's best counts, as others use the machine too; commits and `url` are medians. In brackets: wendelin.core 2,
+measured earlier on another machine. Needs about eight times MIB of disk below /var/tmp.
 """
 
 import os
@@ -304,6 +304,12 @@ def http(folder: pathlib.Path) -> None:
     over_http(folder, SIZE)
 
 
+def url(folder: pathlib.Path) -> None:
+    from array_places import by_url
+
+    by_url(folder, SIZE, goal)
+
+
 PARTS = {
     "read": read,
     "write": write,
@@ -312,6 +318,7 @@ PARTS = {
     "append": append,
     "limit": limit,
     "http": http,
+    "url": url,
 }
 
 

@@ -119,6 +119,20 @@ def test_very_small_appends_do_not_make_the_tail_long(lake: LocalLake) -> None:
     assert array[:].tolist() == [number % 251 for number in range(520)]
 
 
+def test_appends_of_a_chunk_are_moved_from_the_tail_some_at_once(lake: LocalLake) -> None:
+    rows = np.random.default_rng(1).integers(0, 255, 10 * CHUNK, "u1")
+    with lake.transaction():
+        array = lake.arrays.create("a", (0,), "u1", chunk_bytes=CHUNK)
+    tails = []
+    for number in range(10):
+        with lake.transaction():
+            array.append(rows[number * CHUNK : (number + 1) * CHUNK])
+        tails.append(len(array._opened.record.state.tail))
+    assert tails == [1, 2, 3, 0, 1, 2, 3, 0, 1, 2]
+    np.testing.assert_array_equal(array[:], rows)
+    assert array.verify() == []
+
+
 def test_a_large_append_is_written_once(lake: LocalLake, tmp_path: Path) -> None:
     rows = np.random.default_rng(1).integers(0, 255, 9 << 20, "u1")
     with lake.transaction():

@@ -172,6 +172,17 @@ def test_slow_senders_do_not_hold_others_up(server: Server) -> None:
     assert stored(server, "small99") == b"s" * 100
 
 
+def test_a_body_is_stored_whole_however_it_is_cut(server: Server) -> None:
+    body = os.urandom(3 * MIB + 7)
+    for name, size in (("cut1", 100_000), ("cut2", 65_536), ("cut3", 700_001)):
+        with begin(server, name, len(body), body[:1]) as connection:
+            for at in range(1, len(body), size):
+                connection.sendall(body[at : at + size])
+                time.sleep(0.001)
+            assert connection.recv(100).startswith(b"HTTP/1.1 204")
+        assert stored(server, name) == body
+
+
 @pytest.mark.parametrize("streams", [1, 16])
 def test_sixteen_senders_at_once(server: Server, streams: int) -> None:
     bodies = {(who, n): b"%02d.%03d;" % (who, n) * (9000 if n % 5 == 4 else 3) for who in range(16) for n in range(15)}

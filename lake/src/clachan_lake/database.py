@@ -44,6 +44,9 @@ __all__ = [
 logging.getLogger("ZODB.blob").setLevel(logging.WARNING)
 SOCKET_BYTES = 107
 CACHE_BYTES = 8 << 20
+IDLE_SECONDS = 5.0
+"""Closed sessions are kept so long for others. Each notes the id of every record that is committed meanwhile: kept for
+ever, they would grow with all that comes in."""
 TRIES = 5
 
 
@@ -156,6 +159,7 @@ def database(storage: Any) -> ZODB.DB:
                 cache_size=2000,
                 cache_size_bytes=CACHE_BYTES,
                 pool_size=16,
+                pool_timeout=IDLE_SECONDS,
                 historical_pool_size=16,
             )
             _prepare_root(db)

@@ -2,10 +2,13 @@
 
 import os
 import uuid
+import weakref
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ZODB.blob import Blob
+from ZODB.blob import Blob, _blob_close_refs
 from ZODB.interfaces import IBlobStorage
 
 from clachan_lake.format import PIECE_BYTES, Piece
@@ -23,10 +26,28 @@ def hold(jar: Any, source: bytes | Path, length: int) -> Any:
             file.write(source)
     else:
         # a second link: the blob consumes it, and the sender's file is still there if the transaction must be repeated
-        link = Path(storage.temporaryDirectory(), f"IN{uuid.uuid4().hex}")
+        link = f"{storage.temporaryDirectory()}/IN{uuid.uuid4().hex}"
         os.link(source, link)
-        blob.consumeFile(str(link))
+        give(blob, link)
     return blob
+
+
+def give(blob: Blob, path: str) -> None:
+    """Let a new blob take over a file beside the lake's blobs, which is removed if the blob is not committed.
+
+    As `Blob.consumeFile`, which makes and removes a file before, for its name: to find an inode ext4 passes over all
+    that were removed in the last seconds, and with hundreds of them that takes longer than to write the file."""
+    blob._p_blob_uncommitted = path
+    # until it is committed, as ZODB does with its own
+    blob._p_blob_ref = weakref.ref(blob, partial(_remove, path))
+    _blob_close_refs.append(blob._p_blob_ref)
+    blob._p_changed = True
+
+
+def _remove(path: str, gone: "weakref.ref[Blob]") -> None:
+    with suppress(ValueError):
+        _blob_close_refs.remove(gone)
+    Path(path).unlink(missing_ok=True)
 
 
 def read(holder: Any, offset: int, size: int) -> bytes:

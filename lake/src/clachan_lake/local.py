@@ -246,6 +246,11 @@ class LocalLake(Lake):
         # a savepoint puts another in the place of `_storage`
         return bytes(p64(u64(self._connection._normal_storage._start) - 1))
 
+    def lease(self) -> int:
+        """A descriptor that keeps what this session sees from being packed away, also when the session has ended and
+        in another process, until it is closed. Raises OSError."""
+        return self._lease.another(self.tid)
+
     def now(self) -> str:
         """`tid` as `at` takes it."""
         return self.tid.hex()

@@ -1,8 +1,10 @@
 """A lake at a URL: lists, streams and rows of arrays come over HTTP; arrays are made, appended to and deleted.
 
-Every call is one request and one transaction of its own; no request is repeated by itself.
+Where the lake's files are on this machine, rows are mapped from them (`remote_files`). Every call is one request and
+one transaction of its own; no request is repeated by itself.
 """
 
+import http.client
 from collections.abc import Iterator, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -13,13 +15,13 @@ from typing import Any, Literal, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 import requests
-import urllib3
 
 from clachan_lake.errors import ChunkError, LakeReadOnlyError, MissingError, RemoteError, RequestError, TakenError
 from clachan_lake.exchange import dtypes
 from clachan_lake.exchange.blocks import in_order
 from clachan_lake.interface import AnyArray, Array, Arrays, Lake, Revision, Stream, Streams, memory
 from clachan_lake.remote_documents import RemoteDead, RemotePolicies, RemoteTokens
+from clachan_lake.remote_files import Nearness, RemoteFiles
 from clachan_lake.transform.remote import RemoteTransformations
 
 BLOCK_BYTES = 1 << 20
@@ -42,6 +44,7 @@ class RemoteLake(Lake):
             self._session.verify = ca
         if token:
             self._session.headers["Authorization"] = f"Bearer {token}"
+        self.nearness = Nearness()
         self.streams: RemoteStreams = RemoteStreams(self)
         self.arrays: RemoteArrays = RemoteArrays(self)
         self.policies: RemotePolicies = RemotePolicies(self)
@@ -114,7 +117,9 @@ class RemoteLake(Lake):
         )
 
     def session(self) -> Self:
-        return type(self)(self._url, self._token, self._timeout, self.ca)
+        made = type(self)(self._url, self._token, self._timeout, self.ca)
+        made.nearness = self.nearness
+        return made
 
     def refresh(self) -> None:
         """Nothing to do: every request reads what is committed then."""
@@ -125,13 +130,14 @@ class RemoteLake(Lake):
 
 class RemoteArray(Array):
     """Its shape is what it was when it was asked for; its rows are read as they are then. One of the past, `at`, stays
-    as it is."""
+    as it is. What is read is for reading, as that of a local lake is outside a transaction: mapped, or a copy."""
 
     def __init__(self, lake: RemoteLake, meta: dict[str, Any], at: str | None = None) -> None:
         self._lake = lake
         self._meta = meta
         self._at = at
         self.name = meta["name"]
+        self._files = RemoteFiles(lake, self.name, self.row_bytes, at)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -153,10 +159,14 @@ class RemoteArray(Array):
         shape = list(self.shape)
         if shape:
             shape[self.axis] = stop - start
+        found = self._files.view(start * self.row_bytes, stop * self.row_bytes)
+        if found is not None:
+            return np.ndarray(shape, self.dtype, found, order=self.order)
         out = np.empty(shape, self.dtype, self.order)
         if out.nbytes:
             with self._lake.get("/arrays/data", name=self.name, start=start, stop=stop, at=self._at) as answer:
                 _read_into(answer, memory(out.T if self.order == "F" else out), self.name)
+        out.flags.writeable = False
         return out
 
     def blocks(self, size: int = 16 << 20) -> Iterator[tuple[int, AnyArray]]:
@@ -398,12 +408,16 @@ def _message(answer: requests.Response) -> str:
 
 
 def _read_into(answer: requests.Response, out: memoryview, name: str) -> None:
-    done = 0
+    # from the connection to where it stays: urllib3's own `readinto` makes a copy of each block
+    body: Any = answer.raw._original_response
+    done = count = 0
     try:
-        while count := answer.raw.readinto(out[done : done + BLOCK_BYTES]):
+        while done < len(out) and (count := body.readinto(out[done : done + BLOCK_BYTES])):
             done += count
-        rest = answer.raw.read(1)
-    except (urllib3.exceptions.HTTPError, OSError) as error:
+        rest = body.read(1)
+    except (http.client.HTTPException, OSError) as error:
         raise RemoteError(f"array {name}: {error} after {done} bytes, expected {len(out)}") from error
     if done != len(out) or rest:
-        raise RemoteError(f"array {name}: {done} bytes or more, expected {len(out)}")
+        ended = "more" if rest else "the answer ended"
+        raise RemoteError(f"array {name}: {ended} after {done} bytes, expected {len(out)}")
+    answer.raw.release_conn()

@@ -5,6 +5,7 @@ a worker that lives while there is work.
 """
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -70,8 +71,10 @@ class Server:
         front = Front(app, Guard(app, registry.principal), app.state.ingestion)
         server = uvicorn.Server(_settings(front, config))
         app.state.jobs.closing = lambda: server.should_exit
-        running = (keeper.run(), self._watch(server), app.state.jobs.run())
+        running = (keeper.run(), self._watch(server), app.state.jobs.run(), app.state.handing.run())
         tasks = [asyncio.create_task(one) for one in running]
+        # nobody is to look through all that was loaded for cycles, again and again
+        gc.freeze()
         _tell(config, listener)
         # uvicorn raises the signal again when it has shut down; the rest must still be closed then
         signal.signal(signal.SIGTERM, lambda *_: None)

@@ -49,6 +49,7 @@ MATRIX: dict[tuple[str, str], Need] = {
     ("PUT", "/arrays/meta"): WRITE,
     ("DELETE", "/arrays/meta"): WRITE,
     ("GET", "/arrays/data"): ARRAY,
+    ("GET", "/arrays/files"): ARRAY,
     ("POST", "/arrays/data"): WRITE,
     ("GET", "/arrays/history"): READ,
     ("GET", "/policies"): READ,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from clachan_lake.arrays import verifying
 from clachan_lake.arrays.index import plan, takes_all
+from clachan_lake.arrays.layout import Layout, layout
 from clachan_lake.arrays.opened import OpenArray
 from clachan_lake.arrays.table import now
 from clachan_lake.attributes import Attributes, json_text
@@ -191,6 +192,23 @@ class LocalArray(Array):
         self._writing("resize")
         wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
         self._opened.resize(check_shape(self.name, tuple(wanted), self.dtype))
+
+    @property
+    def version(self) -> str:
+        """Tells what it has now from all that it had or will have, also under this name."""
+        state = self._opened.record.state
+        state._p_activate()
+        return f"{state._p_oid.hex()}{state._p_serial.hex()}"
+
+    def layout(self, low: int, high: int, most: int) -> Layout:
+        """Where its bytes are, with the files open: see `layout`. Of what is committed."""
+        return layout(self._opened.table, low, high, most)
+
+    @property
+    def chunk_bytes(self) -> tuple[int, int]:
+        """Of its first chunks, and of those behind."""
+        grid = self._opened.table.grid
+        return grid.small, grid.large
 
     def verify(self) -> list[str]:
         """The faults that are found by reading every chunk, as messages; none when all checksums hold."""

@@ -15,6 +15,7 @@ from xxhash import xxh3_64_intdigest
 from ZODB.blob import Blob
 
 from clachan_lake.format import Entry, Piece
+from clachan_lake.holders import give
 
 Bytes = npt.NDArray[np.uint8]
 EXTENT_BYTES = 256 << 20
@@ -42,6 +43,7 @@ class Draft:
         number, name = tempfile.mkstemp(prefix="draft-", dir=folder)
         self.file, self.path = number, Path(name)
         self.size = 0
+        self._given = False
 
     def write(self, data: Bytes, offset: int) -> None:
         """Every byte is written before it is mapped: a full disk is an error here, and no signal at a store."""
@@ -56,14 +58,16 @@ class Draft:
 
     def discard(self) -> None:
         self.close()
-        self.path.unlink(missing_ok=True)
+        if not self._given:
+            self.path.unlink(missing_ok=True)
 
     def publish(self, jar: Any) -> Blob:
         """The blob that the file becomes with the transaction."""
         self.close()
         blob = Blob()
         jar.add(blob)
-        blob.consumeFile(str(self.path))
+        give(blob, str(self.path))
+        self._given = True
         return blob
 
 

@@ -1,6 +1,6 @@
 """Moving the tail's bytes into chunks, in a transaction of its own: nothing that anyone reads changes by it.
 
-It is done after a commit, when the tail has become as long as a chunk or has many pieces. An append that another
+It is done after a commit, when the tail has become as long as some chunks or has many pieces. An append that another
 session commits at the same time goes with it; when two sessions fold at once, one of them gives up.
 """
 
@@ -14,6 +14,8 @@ from clachan_lake.arrays.table import Table
 from clachan_lake.format import Entry
 
 PIECES = 256
+CHUNKS = 4
+"""A tail of so many is moved: what is appended in parts about as long as a chunk would else be two commits each."""
 
 
 def is_due(table: Table) -> bool:
@@ -22,7 +24,7 @@ def is_due(table: Table) -> bool:
     if not state.tail:
         return False
     number = table.grid.number(table.start)
-    return len(state.tail) >= PIECES or table.covered >= table.grid.stop(number)
+    return len(state.tail) >= PIECES or table.covered >= table.grid.stop(number + CHUNKS - 1)
 
 
 def fold(table: Table, writer: Writer) -> None:

@@ -21,8 +21,8 @@ from clachan_lake.errors import MappingError
 
 PAGE = mmap.PAGESIZE
 FIXED, NORESERVE, NOREPLACE = 0x10, 0x4000, 0x100000
-DONTNEED, HUGEPAGE, NOHUGEPAGE = 4, 14, 15
-UNTOUCHABLE, READ_WRITE = 0, mmap.PROT_READ | mmap.PROT_WRITE
+DONTNEED, HUGEPAGE, NOHUGEPAGE, POPULATE_READ = 4, 14, 15, 22
+UNTOUCHABLE, READ, READ_WRITE = 0, mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
 ZEROS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
 SPARE = 4096
 """Mappings that are left to the rest of the process."""
@@ -33,6 +33,7 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def _map(address: int | None, length: int, protection: int, flags: int, *, file: int = -1, offset: int = 0) -> int:
@@ -108,11 +109,46 @@ def map_shared(address: int, length: int, file: int, offset: int) -> None:
     _map(address, up(length), READ_WRITE, mmap.MAP_SHARED | FIXED, file=file, offset=offset)
 
 
+def map_read(address: int, length: int, file: int, offset: int) -> None:
+    """The file's bytes in place of what is mapped there, for reading. Such pages, unlike private ones that can be
+    stored to, do not count for RLIMIT_DATA (mm/mmap.c, `is_data_mapping`)."""
+    _map(address, up(length), READ, mmap.MAP_SHARED | FIXED, file=file, offset=offset)
+    _libc.madvise(address, up(length), HUGEPAGE)
+
+
+def read_zeros(address: int, length: int) -> None:
+    """Zeros in place of what is mapped there, for reading."""
+    _map(address, length, READ, ZEROS | FIXED)
+
+
+def fill(address: int, data: bytes) -> None:
+    """Store the bytes there."""
+    ctypes.memmove(address, data, len(data))
+
+
+def protect(address: int, length: int) -> None:
+    """From now on they are for reading only."""
+    if _libc.mprotect(address, up(length), READ):
+        code = ctypes.get_errno()
+        raise OSError(code, f"protecting of pages: {os.strerror(code)}")
+
+
 def drop(address: int, length: int) -> None:
     """Forget what was stored in private pages: the file's bytes, or zeros, are there again."""
     if _libc.madvise(address, up(length), DONTNEED):
         code = ctypes.get_errno()
         raise OSError(code, f"dropping of pages: {os.strerror(code)}")
+
+
+def load(data: memoryview) -> None:
+    """Have all pages of the bytes in memory, as far as there is room."""
+    if not len(data):
+        return
+    array = np.frombuffer(data, np.uint8)
+    start = array.ctypes.data // PAGE * PAGE
+    if _libc.madvise(start, up(array.ctypes.data + len(array) - start), POPULATE_READ):
+        # a kernel before 5.14
+        array[::PAGE].max()
 
 
 class Method(Protocol):

@@ -11,24 +11,53 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.array_utils import byte_bounds
-from ZODB.blob import Blob
 
 from clachan_lake.arrays import pages
 from clachan_lake.arrays.drafts import Bytes, Draft, write_all
-from clachan_lake.arrays.table import Part, Table
+from clachan_lake.arrays.grid import Grid
+from clachan_lake.arrays.table import Part
 from clachan_lake.errors import CorruptError, MappingError
-from clachan_lake.format import LEAF
+from clachan_lake.format import LEAF, Piece
 
 LENT = 256
 ROOM = 64 << 30
 GROWTH = 4
 ALIGNMENT = 2 << 20
 """Of the range's first byte, so that the kernel can map large pages."""
+
+
+class Source(Protocol):
+    """Where the bytes are: the table of a lake's array, or one that a server tells of (`near`)."""
+
+    grid: Grid
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def tail(self) -> range:
+        """The chunks that have some of the tail."""
+
+    def spread(self, first: int, stop: int) -> Iterator[tuple[int, tuple[Part, ...]]]: ...
+
+    def fetch(self, number: int, holder: Any, offset: int, length: int) -> bytes: ...
+
+    def file(self, number: int, holder: Any) -> Any: ...
+
+    def what(self, number: int) -> str: ...
+
+    def leaves(self) -> Iterable[int]: ...
+
+    def revision(self, leaf: int) -> bytes | None:
+        """None for a leaf that is not there."""
 
 
 class _Span:
@@ -49,7 +78,7 @@ class _Span:
 
 
 class Region:
-    def __init__(self, table: Table, drafts: Path | None) -> None:
+    def __init__(self, table: Source, drafts: Path | None) -> None:
         self.table = table
         self.grid = table.grid
         self.base = self.size = 0
@@ -116,19 +145,23 @@ class Region:
             return
         if self.size and not self._is_idle():
             raise MappingError(
-                f"array {self.table.record.name}: {length} bytes, expected at most {self.size} in this session while "
+                f"array {self.table.name}: {length} bytes, expected at most {self.size} in this session while "
                 "views of it are in use, or stores are not committed; commit and let go of the views"
             )
         self.close()
         # all of the array: what is used of it next may be far behind
         whole = max(length, self.table.length)
-        for room in (max(whole * GROWTH, ROOM), whole * 2, whole, length):
+        for room in (*self._rooms(whole), whole, length):
             try:
                 self._reserve(self.grid.stop(self.grid.number(room)))
                 break
             except MappingError:
                 if room == length:
                     raise
+
+    def _rooms(self, whole: int) -> Iterable[int]:
+        """How many addresses are wanted beyond the array's own, the most first."""
+        return max(whole * GROWTH, ROOM), whole * 2
 
     def _reserve(self, room: int) -> None:
         address = pages.reserve(room + ALIGNMENT)
@@ -149,6 +182,11 @@ class Region:
         self._keys, self._serials, self._copied, self._due = {}, {}, set(), set()
 
     # -- mapping
+
+    def is_mapped(self, low: int, high: int) -> bool:
+        """Whether all chunks that low <= position < high touches are."""
+        numbers = self.grid.spanned(low, high)
+        return high <= self.size and 0 not in self._mapped[numbers.start : numbers.stop]
 
     def ensure(self, low: int, high: int) -> None:
         """Map what is not mapped yet of the chunks that low <= position < high touches."""
@@ -196,6 +234,10 @@ class Region:
         else:
             pages.map_zeros(self.base + low, length)
 
+    def _put(self, start: int, length: int, file: int, offset: int) -> None:
+        """The file's bytes at a position (of a page)."""
+        pages.map_private(self.base + start, length, file, offset)
+
     def _place(self, chunks: Iterable[tuple[int, tuple[Part, ...]]]) -> None:
         """Map chunks that have parts."""
         group: list[tuple[int, Part]] = []
@@ -232,7 +274,7 @@ class Region:
                 raise CorruptError(f"{self.table.what(found)}: its file has {size} bytes, expected {end}")
             start = self.grid.start(number)
             pages.claim()
-            pages.map_private(self.base + start, end - first.offset, file.fileno(), first.offset)
+            self._put(start, end - first.offset, file.fileno(), first.offset)
         start, stop = start + pages.up(end - first.offset), self.grid.stop(group[-1][0])
         if start < stop:
             # where a longer chunk was mapped before
@@ -254,17 +296,16 @@ class Region:
             write_all(file, self.table.fetch(number, part.holder, part.offset, part.length), start + part.at)
         if not known:
             pages.claim()
-            pages.map_private(self.base + start, size, file, start)
+            self._put(start, size, file, start)
             self._copied.add(number)
         self._keys[number] = keys
 
     def _remember(self, numbers: range) -> None:
         """The revisions of the leaves that were read for these chunks."""
         for at in range(numbers.start // LEAF, -(-numbers.stop // LEAF)):
-            leaf = self.table.record.leaves.get(at)
-            if leaf is not None and at not in self._serials:
-                self._serials[at] = leaf._p_serial
-        self._tail = self.grid.spanned(self.table.start, self.table.covered)
+            if at not in self._serials and (revision := self.table.revision(at)) is not None:
+                self._serials[at] = revision
+        self._tail = self.table.tail
 
     # -- boundaries
 
@@ -277,7 +318,7 @@ class Region:
             leaves = dict(self._changed_leaves())
             for at in leaves:
                 numbers.update(range(at * LEAF, (at + 1) * LEAF))
-            tail = self.grid.spanned(self.table.start, self.table.covered)
+            tail = self.table.tail
             self._remap(sorted(numbers.union(tail)))
         except BaseException:
             self._due.update(number for number in numbers if self._is_mapped(number))
@@ -287,17 +328,13 @@ class Region:
 
     def _changed_leaves(self) -> Iterator[tuple[int, bytes]]:
         """(number, revision) of the leaves that are not as they were at the last boundary."""
-        leaves = self.table.record.leaves
         for at, serial in self._serials.items():
-            leaf = leaves.get(at)
-            if leaf is not None:
-                leaf._p_activate()
-            now = leaf._p_serial if leaf is not None else b""
+            now = self.table.revision(at) or b""
             if now != serial:
                 yield at, now
-        for at in leaves:
+        for at in self.table.leaves():
             if at not in self._serials and any(self._mapped[at * LEAF : (at + 1) * LEAF]):
-                yield at, leaves[at]._p_serial
+                yield at, self.table.revision(at) or b""
 
     def _remap(self, numbers: Iterable[int]) -> None:
         """Bring these chunks (sorted) to what the table says."""
@@ -394,7 +431,7 @@ class Region:
 
 def _as_it_is(parts: tuple[Part, ...]) -> Part | None:
     """The one part that can be mapped from its file."""
-    if len(parts) != 1 or parts[0].at or parts[0].offset % pages.PAGE or not isinstance(parts[0].holder, Blob):
+    if len(parts) != 1 or parts[0].at or parts[0].offset % pages.PAGE or isinstance(parts[0].holder, Piece):
         return None
     return parts[0]
 

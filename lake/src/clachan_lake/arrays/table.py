@@ -44,6 +44,10 @@ class Table:
         self.grid = Grid(record.chunk_bytes, record.grown_bytes)
 
     @property
+    def name(self) -> str:
+        return str(self.record.name)
+
+    @property
     def length(self) -> int:
         """Bytes of the array, also of what is not committed yet."""
         kind = np.lib.format.descr_to_dtype(self.record.descr)
@@ -62,6 +66,17 @@ class Table:
             for number, entry in sorted(leaf.slots.items()):
                 if number >= first and (stop is None or number < stop):
                     yield number, entry
+
+    def leaves(self) -> Iterator[int]:
+        return iter(self.record.leaves)
+
+    def revision(self, leaf: int) -> bytes | None:
+        """Of a leaf, the id of the commit that wrote it; None when it is not there."""
+        found = self.record.leaves.get(leaf)
+        if found is None:
+            return None
+        found._p_activate()
+        return bytes(found._p_serial)
 
     def put(self, number: int, entry: Entry) -> None:
         leaf = self.record.leaves.get(number // LEAF)
@@ -96,6 +111,11 @@ class Table:
         """Position behind the last byte of the tail."""
         return self.start + sum(entry[2] for entry in self.record.state.tail)
 
+    @property
+    def tail(self) -> range:
+        """The chunks that have some of it."""
+        return self.grid.spanned(self.start, self.covered)
+
     def tail_parts(self, low: int, high: int) -> Iterator[tuple[int, Entry]]:
         """(position, entry) of the tail's bytes in low <= position < high, cut to them."""
         at = self.start
@@ -113,8 +133,7 @@ class Table:
 
     def spread(self, first: int, stop: int) -> Iterator[tuple[int, tuple[Part, ...]]]:
         """(number, parts) of the chunks first <= number < stop that have some, in order."""
-        covered = self.covered
-        tail = self.grid.spanned(self.start, covered)
+        tail = self.tail
         for number, entry in self.entries(first, min(stop, tail.start) if tail else stop):
             yield number, (Part(0, *entry[:3]),)
         for number in range(max(first, tail.start), min(stop, tail.stop)):

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from clachan_lake import __version__, refusal
 from clachan_lake.access.guarding import Guard
 from clachan_lake.errors import ChunkError, CorruptError, LakeError, TruncatedError
-from clachan_lake.ingest import burying, declaring, reading, receiving, ruling, transforming, writing
+from clachan_lake.ingest import burying, declaring, handing, reading, receiving, ruling, transforming, writing
 from clachan_lake.ingest.committer import Committer
 from clachan_lake.ingest.config import Config
 from clachan_lake.ingest.receiving import Ingestion
@@ -35,12 +35,14 @@ def application(
     app = FastAPI(title="Clachan lake", version=__version__, docs_url=None, redoc_url=None)
     refusal.install(app)
     app.add_middleware(Guard, identify=registry.principal)
+    app.state.handing = handing.Handing()
     app.state.jobs = Board(lake, config.job_lease_seconds, config.job_keep_seconds)
     # first, as they are many
     ingestion = app.state.ingestion = Ingestion(config, registry, committer)
     app.router.routes[:0] = receiving.routes(ingestion)
     for router in (
         reading.routes(lake),
+        handing.routes(lake, app.state.handing),
         writing.routes(config, lake),
         declaring.routes(lake),
         ruling.routes(lake, registry),

@@ -30,6 +30,9 @@ WAITING_BYTES = 256 << 20
 ENDED = 64
 """So many idle streams are ended in one commit."""
 ATTEMPTS = 10
+REMEMBERED = 1000
+"""After so many commits the session lets go of what it has loaded. Of a stream it needs the end only; ZODB, which
+counts records, would keep what came before until those are thousands, each several KiB here."""
 T = TypeVar("T")
 Outcome = Stored | Exception
 
@@ -54,6 +57,7 @@ class Committer(threading.Thread):
         self._looked = 0.0
         self._expected = 1
         self._patience = 0.0
+        self._commits = 0
         self.waiting = 0
         """Requests that have no answer yet. It and their bytes are changed by the event loop only."""
         self._waiting_bytes = 0
@@ -85,12 +89,18 @@ class Committer(threading.Thread):
             self._commit(batch)
             if batch:
                 self._linger(len(batch), time.monotonic() - began)
+                self._forget()
             if time.monotonic() - self._looked >= self._tick:
                 self._looked = time.monotonic()
                 self._end_idle()
             if not batch:
                 # what this session could still read no pack may take away
                 self._lake.refresh()
+
+    def _forget(self) -> None:
+        self._commits += 1
+        if self._commits % REMEMBERED == 0:
+            self._lake.root()._p_jar.cacheMinimize()
 
     def _linger(self, count: int, spent: float) -> None:
         """Those that have their answers now and those that wait may be one commit, if it waits a little for the former:

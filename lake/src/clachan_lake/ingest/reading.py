@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 
+from clachan_lake.arrays import pages
 from clachan_lake.errors import MissingError
 from clachan_lake.exchange import blocks, dtypes, npy
 from clachan_lake.format import BLOCK
@@ -100,7 +101,7 @@ def _add_arrays(router: APIRouter, lake: LocalLake) -> None:
 
     @router.get("/arrays/meta")
     def array(name: str, at: str | None = None) -> dict[str, Any]:
-        with _session(lake, at) as session:
+        with session_at(lake, at) as session:
             return {**describe(get(session.arrays, name)), "snapshot": session.tid.hex()}
 
     @router.get("/arrays/history")
@@ -122,7 +123,7 @@ def _add_arrays(router: APIRouter, lake: LocalLake) -> None:
         at: str | None = None,
     ) -> Response:
         """The rows as bytes in the array's order; with `npy=1` with numpy's header before them."""
-        session = _session(lake, at)
+        session = session_at(lake, at)
         try:
             found = get(session.arrays, name)
             end = found.rows if stop is None else stop
@@ -140,8 +141,8 @@ def _add_arrays(router: APIRouter, lake: LocalLake) -> None:
             raise
 
 
-def _session(lake: LocalLake, at: str | None) -> LocalLake:
-    """Of now, or of the moment `at`: a commit's id, or a time."""
+def session_at(lake: LocalLake, at: str | None) -> LocalLake:
+    """A session of now, or of the moment `at`: a commit's id, or a time."""
     session = lake.session()
     if at is None:
         return session
@@ -230,6 +231,8 @@ def _row_parts(array: Array, head: bytes, start: int, stop: int) -> Iterator[byt
     if head:
         yield head
     for _first, rows in blocks.rows_of(array, ROWS_BYTES, start=start, stop=stop):
-        # a copy, made here in a thread: pages of the lake that are not in memory yet must not hold up the event loop,
-        # and what is on its way must not change with the session
-        yield blocks.in_order(rows if rows.flags.owndata else rows.copy("K"), array.order)
+        # what is sent are the lake's own pages, which the view keeps as they are. They are loaded here in a thread:
+        # those that are not in memory yet must not hold up the event loop
+        part = blocks.in_order(rows, array.order)
+        pages.load(part)
+        yield part

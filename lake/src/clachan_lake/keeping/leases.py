@@ -60,6 +60,19 @@ class Lease:
         if before is not None:
             before.close()
 
+    def another(self, tid: bytes) -> int:
+        """A descriptor that holds `tid` as long as some process has it open, while this lease holds nothing newer.
+        Raises OSError where there are no leases."""
+        if self._blobs is None:
+            raise OSError(errno.ENOTSUP, "lease: of a lake without a blob folder, expected one with it")
+        number = _open(self._blobs)
+        try:
+            _lock(number, fcntl.F_RDLCK, u64(tid))
+        except BaseException:
+            os.close(number)
+            raise
+        return number
+
     def release(self) -> None:
         """The session reads no more."""
         if self._file is not None:

@@ -6,9 +6,9 @@ What a record says of the lake's bytes are *parts*: each a range of a holder (a 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from zlib import crc32
 
 from BTrees.LLBTree import LLTreeSet
+from isal.isal_zlib import crc32
 from xxhash import xxh3_64_intdigest
 from ZODB.POSException import POSKeyError
 from ZODB.utils import u64, z64

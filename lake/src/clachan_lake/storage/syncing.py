@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
+from stat import S_ISDIR
 
 KNOWN = 4096
 THREADS = 8
@@ -97,7 +98,7 @@ def sync(path: Path) -> None:
     """Of a file all but its times, of a folder the names in it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        (os.fsync if path.is_dir() else os.fdatasync)(descriptor)
+        (os.fsync if S_ISDIR(os.fstat(descriptor).st_mode) else os.fdatasync)(descriptor)
     finally:
         os.close(descriptor)
 

@@ -3,7 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from zlib import crc32
+
+from isal.isal_zlib import crc32
 
 from clachan_lake.format import BLOCK
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Literal
-from zlib import crc32
 
+from isal.isal_zlib import crc32
 from ZODB.POSException import POSKeyError
 
 from clachan_lake import following, holders

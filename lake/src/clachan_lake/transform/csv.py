@@ -89,7 +89,7 @@ def _parse_fast(data: bytes, names: Sequence[str], options: CsvOptions) -> AnyAr
             encoding="utf-8",
             keep_default_na=False,
             na_values={key: [""] for key, kind in kinds.items() if kind[0] not in "sS"},
-            low_memory=False,
+            low_memory=True,
         )
     # pandas takes a column of nothing but truth values for numbers
     numbers = (frame[key].to_numpy() for key, kind in kinds.items() if kind[0] in "iuf")
@@ -134,7 +134,8 @@ def _column(column: Column, series: Any) -> AnyArray:
         return convert(column, _typed(column, series.tolist()))
     found = series.to_numpy()
     if kind == "S":
-        if np.char.str_len(found).max(initial=0) > column.dtype.itemsize:
+        # NUL there is none
+        if np.ascontiguousarray(found).view(np.uint8).reshape(-1, found.dtype.itemsize)[:, -1].any():
             raise RecordError("a text too long")
         return np.asarray(found.astype(column.dtype))
     if kind == "M":

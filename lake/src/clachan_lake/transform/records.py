@@ -312,11 +312,13 @@ def since_1970(column: Column, found: AnyArray) -> AnyArray:
     up, down = max(1, given // kept), max(1, kept // given)
     if found.dtype.kind == "f":
         # in the column's own unit: so there is no digit more than the number has
-        scaled = np.rint(found * up / down)
+        scaled = found * np.float64(up) if up > 1 else found / np.float64(down)
+        np.rint(scaled, scaled)
         gaps = np.isnan(scaled)
-        if (np.abs(scaled[~gaps]) >= 2**63).any():
+        scaled[gaps] = 0
+        if not -(2.0**63) < scaled.min(initial=0) <= scaled.max(initial=0) < 2.0**63:
             raise _no_time(column, found)
-        whole = np.where(gaps, 0, scaled).astype(np.int64)
+        whole = scaled.astype(np.int64)
         whole[gaps] = NONE
         return whole.view(column.dtype)
     limit = (2**63 - 1) // up
