@@ -18,12 +18,12 @@ from zc.lockfile import LockError  # type: ignore[import-untyped]
 from ZEO.ClientStorage import ClientStorage
 from ZODB.FileStorage.FileStorage import FileStorageError
 from ZODB.interfaces import IBlobStorage
-from ZODB.POSException import ConflictError
 from ZODB.utils import z64
 
 from clachan_lake import migration
 from clachan_lake.errors import CorruptError, FormatError, LakeBusyError, RemoteError
 from clachan_lake.format import FORMAT, admit
+from clachan_lake.repeating import repeated
 from clachan_lake.storage import layout
 from clachan_lake.storage.file import LakeStorage
 from clachan_lake.storage.following import FollowingStorage
@@ -47,7 +47,6 @@ CACHE_BYTES = 8 << 20
 IDLE_SECONDS = 5.0
 """Closed sessions are kept so long for others. Each notes the id of every record that is committed meanwhile: kept for
 ever, they would grow with all that comes in."""
-TRIES = 5
 
 
 class LakeClient(Resolving, ClientStorage):  # type: ignore[misc]
@@ -171,7 +170,8 @@ def database(storage: Any) -> ZODB.DB:
 
 def _prepare_root(db: ZODB.DB) -> None:
     """In one transaction; another client may do it at the same time."""
-    for last in (*[False] * (TRIES - 1), True):
+
+    def prepare() -> None:
         manager = TransactionManager()
         connection = db.open(manager)
         try:
@@ -181,13 +181,11 @@ def _prepare_root(db: ZODB.DB) -> None:
             if check_blobs := getattr(db.storage, "check_blobs", None):
                 check_blobs(connection.root())
             manager.commit()
-            return
-        except ConflictError:
-            if last:
-                raise
         finally:
             manager.abort()
             connection.close()
+
+    repeated(prepare)
 
 
 def _fill(root: Any) -> None:

@@ -1,7 +1,6 @@
 """What routes that change something have in common: a document in the body, and one transaction for each request."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,10 +11,11 @@ from starlette.concurrency import run_in_threadpool
 from ZODB.POSException import ConflictError
 
 from clachan_lake.errors import LakeError, MissingError
-from clachan_lake.ingest.committer import ATTEMPTS, cause
+from clachan_lake.ingest.committer import cause
 from clachan_lake.ingest.spool import receiving, too_large
 from clachan_lake.local import LocalLake
 from clachan_lake.refusal import RefusedError
+from clachan_lake.repeating import TIMES, repeated
 
 DOCUMENT_BYTES = 1 << 20
 NESTED = 64
@@ -103,17 +103,18 @@ def _try(lake: LocalLake, what: Change[T]) -> T:
 
 def _commit(lake: LocalLake, what: Change[T], look: Change[R]) -> tuple[T, R]:
     with lake.session() as session:
-        for attempt in range(ATTEMPTS):
-            try:
-                with naming(), session.transaction():
-                    result = what(session)
-                return result, look(session)
-            except ConflictError:
-                time.sleep(0.01 * attempt)
-            except RefusedError:
+
+        def alone() -> T:
+            with naming(), session.transaction():
+                return what(session)
+
+        try:
+            return repeated(alone), look(session)
+        except ConflictError as error:
+            raise RefusedError(503, f"lake: changed by others {TIMES} times, expected a quieter moment") from error
+        except RefusedError:
+            raise
+        except Exception as error:
+            if (found := cause(error)) is error:
                 raise
-            except Exception as error:
-                if (found := cause(error)) is error:
-                    raise
-                raise found from error
-        raise RefusedError(503, f"lake: changed by others {ATTEMPTS} times, expected a quieter moment")
+            raise found from error

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ZEO.Exceptions import ServerException
-from ZODB.POSException import ConflictError
 
 from clachan_lake.errors import LakeError
 from clachan_lake.ingest.registry import Registry
 from clachan_lake.ingest.storing import Arrival, Stored, store
 from clachan_lake.local import LocalLake
+from clachan_lake.repeating import repeated
 
 log = logging.getLogger(__name__)
 BATCH, BATCH_BYTES = 256, 16 << 20
@@ -29,7 +29,6 @@ PATIENCE_SECONDS = 0.005
 WAITING_BYTES = 256 << 20
 ENDED = 64
 """So many idle streams are ended in one commit."""
-ATTEMPTS = 10
 REMEMBERED = 1000
 """After so many commits the session lets go of what it has loaded. Of a stream it needs the end only; ZODB, which
 counts records, would keep what came before until those are thousands, each several KiB here."""
@@ -172,15 +171,11 @@ class Committer(threading.Thread):
                 job.done.set_exception(outcome)
 
     def _attempt(self, change: Callable[[], T]) -> T:
-        for attempt in range(ATTEMPTS):
-            try:
-                with self._lake.transaction():
-                    return change()
-            except ConflictError:
-                if attempt == ATTEMPTS - 1:
-                    raise
-                time.sleep(0.01 * attempt)
-        raise AssertionError("unreachable")
+        def alone() -> T:
+            with self._lake.transaction():
+                return change()
+
+        return repeated(alone)
 
     def _apply(self, job: Job) -> Stored | LakeError:
         try:

@@ -5,13 +5,10 @@ state, once: what a worker says of an attempt that is not its own any more raise
 import hashlib
 import io
 import json
-import time
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
-
-from ZODB.POSException import ConflictError
 
 from clachan_lake import holders
 from clachan_lake.documents import LocalDocuments
@@ -21,8 +18,8 @@ from clachan_lake.jobs import document as form
 from clachan_lake.jobs import value
 from clachan_lake.jobs.document import Order
 from clachan_lake.local import LocalLake
+from clachan_lake.repeating import repeated
 
-TRIES = 20
 LOG_BYTES = 1 << 20
 LOG_PART = 16 << 10
 T = TypeVar("T")
@@ -44,15 +41,12 @@ def commit(lake: LocalLake, change: Callable[[], T]) -> T:
     """In a transaction of its own, done again while other writers are faster; in the caller's when one is open."""
     if lake.active:
         return change()
-    for attempt in range(TRIES):
-        try:
-            with lake.transaction():
-                return change()
-        except ConflictError:
-            if attempt == TRIES - 1:
-                raise
-            time.sleep(0.01 * attempt)
-    raise AssertionError("unreachable")
+
+    def alone() -> T:
+        with lake.transaction():
+            return change()
+
+    return repeated(alone)
 
 
 class Ledger:

@@ -10,9 +10,8 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
-
-from ZODB.POSException import ConflictError
 
 from clachan_lake import following
 from clachan_lake.documents import LocalDocuments
@@ -20,6 +19,7 @@ from clachan_lake.errors import CorruptError, TruncatedError
 from clachan_lake.following import Key
 from clachan_lake.local import LocalLake
 from clachan_lake.policies.dead import TRANSFORMATION, LocalDead
+from clachan_lake.repeating import repeated
 from clachan_lake.transform import document, position, queue, resetting, sources
 from clachan_lake.transform.batch import Batch, ContentError, State
 from clachan_lake.transform.calling import CONNECT_SECONDS, AwayError, Caller, Operation
@@ -29,7 +29,6 @@ from clachan_lake.transform.position import Position
 from clachan_lake.transform.sources import Piece
 
 log = logging.getLogger(__name__)
-ATTEMPTS = 10
 STATE_BYTES = 32 << 20
 KIND = "transformations"
 
@@ -84,14 +83,8 @@ class Engine:
 
     def step(self, key: Key) -> bool:
         """One batch of a source; whether a call succeeded. Raises OSError of the disk."""
-        for attempt in range(ATTEMPTS):
-            try:
-                return self._step(key)
-            except ConflictError:
-                # the source was appended to, or the transformation is another one now: from anew
-                if attempt == ATTEMPTS - 1:
-                    raise
-        raise AssertionError("unreachable")
+        # the source may have been appended to, or the transformation be another one now: from anew
+        return repeated(partial(self._step, key))
 
     def _step(self, key: Key) -> bool:
         call: Call | None = None
@@ -294,14 +287,12 @@ def _summary(lake: LocalLake, output: LocalOutput) -> str:
 
 def fail(lake: LocalLake, call: Call, message: str, blame: Blame) -> None:
     """Note that a call failed: to be tried again, given up, or done again chunk by chunk."""
-    for attempt in range(ATTEMPTS):
-        try:
-            with lake.transaction(f"transformation {call.key[2]}: failed"[:200]):
-                _fail(lake, call, message, blame)
-            return
-        except ConflictError:
-            if attempt == ATTEMPTS - 1:
-                raise
+
+    def alone() -> None:
+        with lake.transaction(f"transformation {call.key[2]}: failed"[:200]):
+            _fail(lake, call, message, blame)
+
+    repeated(alone)
 
 
 def _fail(lake: LocalLake, call: Call, message: str, blame: Blame) -> None:
