@@ -111,7 +111,7 @@ def make_lab() -> Iterator[Callable[..., Running]]:
     made: list[Running] = []
 
     def make(**parameters: Any) -> Running:
-        number = len(made)
+        number = len(list(folder.iterdir()))
         home = Home(folder / str(number), f"127.78.{os.getpid() % 250}.{number + 1}")
         platform = home.directory / "collections/ansible_collections/clachan/platform"
         (platform / "files").symlink_to(ROOT / "files")
@@ -143,6 +143,7 @@ def test_the_promises_hold_and_leave_no_kernel(running: Running) -> None:
         "answers",
         "reads_the_lake",
         "starts_a_kernel",
+        "token_lasts",
     ]
     answers = json.loads((running.slot / "etc/promises.d/answers.json").read_text())
     assert requests.get(answers["url"], timeout=10, proxies=PROXIES).status_code == 200
@@ -251,17 +252,55 @@ def test_a_lake_that_comes_back_is_read_again(make_lab: Callable[..., Running], 
         assert lab.kept("reads_the_lake").returncode == 1
         own_server.start()
         assert said(kernel, "len(lake.arrays)") == "0"
-    # another token of the lake: no restart, and the next open_lake() has it
+    # another token of the lake, and one that is refused meanwhile: no restart, and the kernels' own goes on
     before = lab.service()
-    lab.home.records["home.lab"]["lab_lake_token"] = "another-token-of-the-lake"
-    lab.home.converge()
-    assert lab.service() == before
-    assert "token" in lab.kept("reads_the_lake").stdout + lab.kept("reads_the_lake").stderr
     own_server.token_file.write_text("another-token-of-the-lake\n")
     own_server.stop()
     own_server.start()
+    lab.home.records["home.lab"]["lab_lake_scopes"] = ["read"]
+    kept = (lab.slot / "etc/lake-token").read_text()
+    lab.home.converge()
+    assert (lab.slot / "etc/lake-token").read_text() == kept
+    lab.home.records["home.lab"]["lab_lake_token"] = "another-token-of-the-lake"
+    lab.home.converge()
+    assert lab.service() == before
+    assert (lab.slot / "etc/lake-token").read_text() != kept
     with Kernel(lab.lab, "science") as kernel:
         assert said(kernel, "from clachan_lake import open_lake\nlen(open_lake().arrays)") == "0"
+
+
+def test_kernels_have_a_token_that_ends_and_is_renewed(make_lab: Callable[..., Running], server: Server) -> None:
+    with open_lake(server.url, token=TOKEN) as lake:
+        before = set(lake.tokens)
+        lab = make_lab(lab_lake_url=server.url, lab_lake_token=TOKEN, lab_lake_token_seconds=60)
+        [made] = set(lake.tokens) - before
+        assert lake.tokens[made]["note"] == "lab home.lab"
+        assert 0 < lake.tokens[made]["expires"] - time.time() * 1000 < 61_000
+        lab.start()
+        file = lab.slot / "etc/lake-token"
+        first = file.read_text()
+        held = [path.read_bytes() for path in lab.slot.rglob("*") if path.is_file()]
+        assert not [content for content in held if TOKEN.encode() in content]
+        promise = json.loads((lab.slot / "etc/promises.d/token_lasts.json").read_text())
+        assert (promise["kind"], promise["path"], promise["max_seconds"]) == ("file_age", "etc/lake-token", 30)
+        with Kernel(lab.lab, "science") as kernel:
+            count = "from clachan_lake import open_lake\nlen(open_lake().arrays)"
+            found = said(kernel, count)
+            # the notebook sleeps for longer than half of its life
+            os.utime(file, (time.time() - 31,) * 2)
+            lab.home.converge()
+            assert file.read_text() != first
+            lake.tokens.revoke(made)
+            assert said(kernel, count) == found
+
+
+def test_a_token_that_may_make_no_others_is_refused(make_lab: Callable[..., Running], server: Server) -> None:
+    with open_lake(server.url, token=TOKEN) as lake:
+        reader = lake.tokens.create(scopes=["read"])[1]
+    with pytest.raises(AssertionError, match=r"expected lab_lake_token to be one that may make others \(scope admin\)"):
+        make_lab(lab_lake_url=server.url, lab_lake_token=reader)
+    lab = make_lab(lab_lake_url=server.url, lab_lake_token=reader, lab_lake_token_seconds=0)
+    assert (lab.slot / "etc/lake-token").read_text() == reader + "\n"
 
 
 def test_products_of_matrices_do_not_hang_when_memory_is_scarce(make_lab: Callable[..., Running]) -> None:

@@ -49,9 +49,12 @@ TITLES = {SCIENCE: "Science"}
 CHECK = "etc/check.py"
 EXTENSION = "--ext=clachan_lake.notebook"
 FILES = "var/home"
-NOTEBOOKS = ("waveform", "fitting", "time_travel", "away")
+NOTEBOOKS = ("waveform", "consumption", "fitting", "away", "time_travel", "page")
 SOCKET_PATH = 107
 SOCKET_NAME = len("/var/run/kernel-%s-ipc-1" % ("-" * 36))
+NOTIFICATIONS = "@jupyterlab/apputils-extension:notification"
+OVERRIDES = {NOTIFICATIONS: {"fetchNews": "false", "checkForUpdates": False}}
+"""The server fetches no news; without these the page would ask whether to."""
 UNUSED = ("jupyter_lsp", "jupyter_server_terminals", "notebook_shim")
 """Extensions of the server that would cost memory for nothing, and the terminals, see below."""
 
@@ -65,17 +68,25 @@ def lab_files(instance, wanted):
         if not is_name(name) or name in pythons:
             raise AnsibleFilterError("lab_environments name: %r, expected another name ([a-z][a-z0-9_]{0,30})" % name)
         pythons[name] = "%s/var/environments/%s/bin/python" % (slot, name)
+    places = {
+        "lake_token": slot + "/etc/lake-token" if wanted["lake_token"] else "",
+        "lake_ca": slot + "/etc/lake.pem" if wanted["lake_ca"] else "",
+        "cache": slot + "/var/cache",
+    }
     files = {
         "etc/token": _content(str(wanted["token"])),
-        "etc/lake-token": _content("%s\n" % wanted["lake_token"]),
+        "etc/lake.pem": _content(str(wanted["lake_ca"])),
         "etc/build": _content("%s\n" % instance["digest"]),
         CHECK: {"copy": "check.py"},
         # without it Jupyter would look for settings of 2015 to take over, and write this file where it may not
         "etc/jupyter/migrated": _content("nothing\n"),
+        "etc/jupyter/labconfig/default_setting_overrides.json": _json(OVERRIDES),
         "etc/jupyter/jupyter_server_config.json": _json(_server(instance, slot, sorted(pythons))),
     }
+    if not wanted["lake_token_seconds"]:
+        files["etc/lake-token"] = _content("%s\n" % wanted["lake_token"])
     for name, python in pythons.items():
-        files["etc/data/kernels/%s/kernel.json" % name] = _json(_kernel(name, python, slot, instance, wanted))
+        files["etc/data/kernels/%s/kernel.json" % name] = _json(kernel_of(name, python, instance, wanted, places))
     for environment in wanted["environments"]:
         files["etc/environments/%s.txt" % environment["name"]] = _content(str(environment["lock"]))
     for name in NOTEBOOKS:
@@ -86,12 +97,19 @@ def lab_files(instance, wanted):
 
 def _server(instance, slot, kernels):
     place = instance["slot"]
+    settings = server_settings("%s/%s" % (slot, FILES), kernels)
+    settings["ServerApp"].update(ip=str(place["addresses"]["ipv4"]), port=int(place["ports"]["first"]), port_retries=0)
+    settings["LabApp"].update(user_settings_dir=slot + "/var/lab/settings", workspaces_dir=slot + "/var/lab/workspaces")
+    # over TCP whoever is on the node could listen to what a kernel prints; the path of a socket must not be long
+    settings["KernelManager"] = {"transport": "ipc" if len(slot) + SOCKET_NAME <= SOCKET_PATH else "tcp"}
+    return settings
+
+
+def server_settings(root, kernels):
+    """What every server of a lab has."""
     return {
         "ServerApp": {
-            "ip": str(place["addresses"]["ipv4"]),
-            "port": int(place["ports"]["first"]),
-            "port_retries": 0,
-            "root_dir": "%s/%s" % (slot, FILES),
+            "root_dir": root,
             "open_browser": False,
             "quit_button": False,
             "allow_external_kernels": False,
@@ -103,23 +121,22 @@ def _server(instance, slot, kernels):
             "extension_manager": "readonly",
             "news_url": None,
             "check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
-            "user_settings_dir": slot + "/var/lab/settings",
-            "workspaces_dir": slot + "/var/lab/workspaces",
         },
         "FileContentsManager": {"delete_to_trash": False},
         "KernelSpecManager": {"ensure_native_kernel": False, "allowed_kernelspecs": kernels},
         "MultiKernelManager": {"default_kernel_name": SCIENCE},
-        # over TCP whoever is on the node could listen to what a kernel prints; the path of a socket must not be long
-        "KernelManager": {"transport": "ipc" if len(slot) + SOCKET_NAME <= SOCKET_PATH else "tcp"},
     }
 
 
-def _kernel(name, python, slot, instance, wanted):
+def kernel_of(name, python, instance, wanted, places):
+    """What starts a kernel. `places` has the files of the lake's token and certificate, or "", and the folder of what
+    may be lost."""
     limit = "--data=%d" % (int(wanted["memory_mib"]) << 20)
     threads = str(max(1, int(instance["slot"]["limits"]["cpu_milli"]) // 1000))
     lake = {
         "CLACHAN_LAKE": wanted["lake_url"],
-        "CLACHAN_LAKE_TOKEN_FILE": slot + "/etc/lake-token" if wanted["lake_token"] else "",
+        "CLACHAN_LAKE_TOKEN_FILE": places["lake_token"],
+        "CLACHAN_LAKE_CA_FILE": places["lake_ca"],
     }
     return {
         # the limit is of what is allocated, and holds for what the kernel starts, too
@@ -141,7 +158,7 @@ def _kernel(name, python, slot, instance, wanted):
         "env": dict(
             {key: str(value) for key, value in lake.items() if value},
             PATH="%s:/usr/local/bin:/usr/bin:/bin" % os.path.dirname(python),
-            MPLCONFIGDIR=slot + "/var/cache/matplotlib",
+            MPLCONFIGDIR=places["cache"] + "/matplotlib",
             OMP_NUM_THREADS=threads,
             OPENBLAS_NUM_THREADS=threads,
         ),

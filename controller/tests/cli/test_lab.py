@@ -66,6 +66,19 @@ def test_which_lab(cli, lab, live, monkeypatch) -> None:
     )
 
 
+def test_of_a_hub_it_tells_name_and_a_token_that_ends(cli, lab, live) -> None:
+    url = "https://127.1.2.9:20000/hub/"
+    lab("home.hub", url=url)
+    found = cli("lab", "open", "home.hub", "--json").json
+    assert (found["path"], found["url"], found["seconds"]) == ("home.hub", url, 600)
+    assert live.ok("GET", "/principal", headers={"authorization": f"Bearer {found['token']}"})["name"] == found["user"]
+    [made] = [one for one in live.ok("GET", "/tokens")["items"] if one["title"] == "login to home.hub"]
+    assert made["expires"] is not None
+    told = cli("lab", "open", "home.hub").out.splitlines()
+    assert (told[0], told[1]) == (url, f"user   {found['user']}")
+    assert told[2].endswith("(for 10 minutes)")
+
+
 def test_the_browser_gets_a_file_that_only_its_user_reads(tmp_path, monkeypatch) -> None:
     """An address with a token would stand in the list of processes."""
     program = tmp_path / "browser"

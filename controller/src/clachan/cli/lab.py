@@ -30,11 +30,16 @@ def open_(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Print the address of a lab, with the token that logs in, and open it."""
+    """Print the address of a lab, with the token that logs in, and open it; of a hub name and token for its page."""
     import json
 
-    from clachan.cli import lab_server
+    from clachan.cli import lab_hub, lab_server
 
+    if hub := lab_hub.find(path):
+        told = {"path": hub.path, "url": hub.url, "user": hub.user, "token": hub.token, "seconds": lab_hub.SECONDS}
+        lines = f"{hub.url}\nuser   {hub.user}\ntoken  {hub.token}  (for {lab_hub.SECONDS // 60} minutes)"
+        print(json.dumps(told, indent=2) if as_json else lines)
+        return
     lab = lab_server.find(path)
     if browser and not as_json:
         lab_server.open_in_browser(lab)

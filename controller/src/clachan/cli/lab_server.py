@@ -70,7 +70,7 @@ def find(path: str | None) -> Lab:
     from clachan.cli.connection import connect
 
     with connect() as client:
-        wanted = path or _only(client)
+        wanted = path or only(client)
         found = client.instance(wanted, reveal=True).published
     for key in ("url", "token"):
         if not isinstance(found.get(key), str):
@@ -78,7 +78,8 @@ def find(path: str | None) -> Lab:
     return Lab(wanted, str(found["url"]), str(found["token"]))
 
 
-def _only(client: "Client") -> str:
+def only(client: "Client") -> str:
+    """The path of the one lab that the caller sees; raises CommandError for none and for several."""
     found = [each.path for each in client.instances(software=SOFTWARE)]
     if not found:
         raise CommandError(f"lab: none, expected one, as by: clachan request home.lab {SOFTWARE}")

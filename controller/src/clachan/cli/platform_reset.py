@@ -1,5 +1,6 @@
 """`clachan reset`: remove all that `up` made. What is not a Clachan home is never touched."""
 
+import contextlib
 import grp
 import json
 import shutil
@@ -11,6 +12,8 @@ from clachan.cli.platform_processes import slot_users
 from clachan.cli.platform_stop import stop
 
 SETTINGS = "settings.json"
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+"""Below it those of a hub's users, which hold nothing when nobody is left in them."""
 
 
 def check(home: Path) -> bool:
@@ -34,7 +37,13 @@ def _is_home(home: Path) -> bool:
 def remove(home: Path) -> None:
     """Processes, units, users, files; the file that marks the home at last, so that a kill can be made good."""
     stop(home, forget=True)
+    for disk in (home / "mounts").glob("*"):
+        # a lab user's: what is in it goes with its file, and not by way of here
+        subprocess.run(["umount", "--lazy", disk], capture_output=True, check=False)
     for user in slot_users(home):
+        for group in CONTROL_GROUPS.glob(f"*/clachan/{user.pw_name}"):
+            with contextlib.suppress(OSError):
+                group.rmdir()
         _remove_account("user", user.pw_name)
         if any(group.gr_name == user.pw_name for group in grp.getgrall()):  # login.defs may keep it
             _remove_account("group", user.pw_name)

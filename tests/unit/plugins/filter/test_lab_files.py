@@ -23,8 +23,8 @@ def instance(directory=SLOT, cpu_milli=500):
 
 
 def wanted(**more):
-    plain = dict.fromkeys(("lake_url", "lake_token"), "")
-    return dict(plain, token="t" * 20, memory_mib=512, environments=[], **more)
+    plain = dict.fromkeys(("lake_url", "lake_token", "lake_ca"), "")
+    return dict(plain, token="t" * 20, memory_mib=512, environments=[], lake_token_seconds=0, **more)
 
 
 def content(files, path):
@@ -70,6 +70,13 @@ def test_a_kernel_has_its_limit_and_its_lake():
     assert "secret-of-the-lake" not in json.dumps(
         {key: value for key, value in found.items() if key != "etc/lake-token"}
     )
+
+
+def test_a_token_that_is_renewed_is_not_the_given_one():
+    given = dict(wanted(), lake_url="http://127.9.0.16:20000", lake_token="secret-of-the-lake", lake_token_seconds=60)
+    files = lab_files(instance(), given)
+    assert "etc/lake-token" not in files
+    assert "secret-of-the-lake" not in json.dumps(files)
 
 
 def test_environments_have_their_lock_and_their_kernel():
