@@ -31,7 +31,8 @@ def _leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if prefix or name not in OTHERS:
             if hasattr(command, "commands"):
                 yield from _leaves(command, f"{prefix}{name} ")
-            else:
+            # `demo` is a verb of its own, too
+            if getattr(command, "invoke_without_command", True):
                 yield f"{prefix}{name}", command
 
 

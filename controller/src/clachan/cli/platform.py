@@ -1,7 +1,7 @@
 """up, down, reset, status, demo: the whole platform on this machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +9,8 @@ from clachan.cli.errors import FAILED
 
 app = typer.Typer()
 _PANEL = "This machine"
+demos = typer.Typer(invoke_without_command=True)
+app.add_typer(demos, name="demo", rich_help_panel=_PANEL)
 
 
 def _home(given: Path | None) -> Path:
@@ -69,15 +71,19 @@ def up(
         raise typer.Exit(FAILED)
 
 
-@app.command(rich_help_panel=_PANEL)
-def demo(recordings: Input = None, home: Home = None, json: Json = False) -> None:
+@demos.callback()
+def demo(context: typer.Context, recordings: Input = None, home: Home = None, json: Json = False) -> None:
     """Bring recordings through the lake and draw them; what was sent is not sent again.
 
-    Exit status 1 when one of the input's is no array.
+    Exit status 1 when one of the input's is no array. `demo wav` and `demo usage` run a notebook in a lab instead.
     """
     from clachan.cli import platform_demo, platform_playbook
 
     directory = _home(home)
+    if context.invoked_subcommand is not None:
+        if recordings is not None or json:
+            raise typer.BadParameter(f"--input and --json, expected none before {context.invoked_subcommand}")
+        return
     with platform_playbook.lock(directory):
         outcome = platform_demo.run(directory, recordings, quiet=json)
     if json:
@@ -86,6 +92,42 @@ def demo(recordings: Input = None, home: Home = None, json: Json = False) -> Non
         platform_demo.show(outcome)
     if outcome.failed:
         raise typer.Exit(FAILED)
+
+
+@demos.command("wav")
+def demo_wav(
+    recording: Annotated[
+        str | None, typer.Option(metavar="NAME", help="An array of a recording; default one that is made.")
+    ] = None,
+    seconds: Annotated[int, typer.Option(min=1, max=3600, help="How long the one is that is made.")] = 60,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """From a synthesizer's recording to an array, its waveform, spectrum and spectrogram: a notebook, run in a lab."""
+    _notebook("wav", {"recording": recording or "", "seconds": seconds}, home, json)
+
+
+@demos.command("usage")
+def demo_usage(
+    cpu_hour: Annotated[float, typer.Option(min=0, help="Price of a busy CPU for an hour, in your currency.")] = 0.02,
+    gib_hour: Annotated[float, typer.Option(min=0, help="Price of a GiB of memory for an hour.")] = 0.005,
+    days: Annotated[int, typer.Option(min=1, max=3660, help="Look at the last ones.")] = 30,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """What the instances of this platform consume, and what it costs a day: a notebook, run in a lab."""
+    _notebook("usage", {"cpu_hour": cpu_hour, "gib_hour": gib_hour, "days": days}, home, json)
+
+
+def _notebook(name: str, parameters: dict[str, Any], home: Path | None, json: bool) -> None:
+    from clachan.cli import platform_notebooks, platform_playbook
+    from clachan.cli.progress import Progress
+
+    directory = _home(home)
+    chosen = {"wav": platform_notebooks.WAV, "usage": platform_notebooks.USAGE}[name]
+    with platform_playbook.lock(directory), Progress(f"demo {name}") as progress:
+        outcome = platform_notebooks.run(directory, chosen, parameters, progress.say)
+    (platform_notebooks.print_json if json else platform_notebooks.show)(outcome)
 
 
 @app.command(rich_help_panel=_PANEL)
