@@ -15,7 +15,7 @@ from clachan_lake.transform.batch import Batch
 from clachan_lake.transform.document import Transformation
 from clachan_lake.transform.position import Position
 
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 16 << 20
 PART_BYTES = 32 << 20
 CHUNKS = 10_000
 REVISIONS = (8, 1000)
