@@ -3,9 +3,9 @@ msgpack doing the same from a file.
 
 `latency` sends one chunk a second to a server, each a few lines of JSON, and reads the array through the server's
 socket until its rows are there. `throughput` has a stream in a lake (chunks of 1 MiB, synced), runs the transformation
-with the worker's engine in this process, and compares: peer and transformation read the same bytes from the same disk,
-make the same array, and sync it there (the peer as a .npy file). They take turns; the medians are compared. Importing
-pandas is done before. MIB (64, or the environment's) says how much of each.
+with the worker's engine, each kind in a process of its own as a worker is, and compares: peer and transformation read
+the same bytes from the same disk, make the same array, and sync it there (the peer as a .npy file). They take turns;
+the medians are compared. Importing pandas is done before. MIB (64, or the environment's) says how much of each.
 """
 
 import gc
@@ -15,6 +15,7 @@ import os
 import pathlib
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,13 +40,17 @@ COLUMNS = [{"name": name, "dtype": DTYPE[name].str.replace("<", "")} for name in
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--compare"]:
+        compare(sys.argv[2], pathlib.Path(sys.argv[3]))
+        return
     parts = sys.argv[1:] or ["latency", "throughput"]
     header("plain Python")
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
         if "latency" in parts:
             latency(pathlib.Path(folder, "server"))
         if "throughput" in parts:
-            throughput(pathlib.Path(folder))
+            for function in KINDS:
+                subprocess.run([sys.executable, __file__, "--compare", function, folder], check=True)
 
 
 def latency(folder: pathlib.Path) -> None:
@@ -93,22 +98,27 @@ def records(size: int) -> list[dict[str, object]]:
     ]
 
 
-def throughput(folder: pathlib.Path) -> None:
-    rows = records(MIB << 20)
+def _wav() -> bytes:
     sound = np.random.default_rng(2).integers(-30000, 30000, MIB << 19, dtype="<i2")
-    compare(folder, "wav", wav(sound.tobytes(), 2, 48000), {}, _plain_wav)
-    lines = b"".join(json.dumps(one).encode() + b"\n" for one in rows)
-    compare(folder, "jsonl", lines, {"columns": COLUMNS}, _plain_jsonl)
-    events = b"".join(msgpack.packb([int(str(one["time"]).partition(".")[0]), one]) for one in rows)
-    compare(folder, "msgpack", events, {"columns": COLUMNS}, _plain_msgpack)
-    fields = pandas.DataFrame(rows).to_csv(index=False).encode()
-    compare(folder, "csv", fields, {"columns": COLUMNS}, _plain_csv)
+    return wav(sound.tobytes(), 2, 48000)
 
 
-Plain = Callable[[pathlib.Path], np.ndarray]
+def _jsonl() -> bytes:
+    return b"".join(json.dumps(one).encode() + b"\n" for one in records(MIB << 20))
 
 
-def compare(folder: pathlib.Path, function: str, data: bytes, options: dict[str, object], plain: Plain) -> None:
+def _msgpack() -> bytes:
+    rows = records(MIB << 20)
+    return b"".join(msgpack.packb([int(str(one["time"]).partition(".")[0]), one]) for one in rows)
+
+
+def _csv() -> bytes:
+    return pandas.DataFrame(records(MIB << 20)).to_csv(index=False).encode()
+
+
+def compare(function: str, folder: pathlib.Path) -> None:
+    make, options, plain = KINDS[function]
+    data = make()
     source = folder / f"{function}.data"
     source.write_bytes(data)
     lake_folder = folder / f"{function}.lake"
@@ -187,6 +197,14 @@ def _plain_msgpack(path: pathlib.Path) -> np.ndarray:
         out[name] = [one[name] for one in found]
     return out
 
+
+Kind = tuple[Callable[[], bytes], dict[str, object], Callable[[pathlib.Path], np.ndarray]]
+KINDS: dict[str, Kind] = {
+    "wav": (_wav, {}, _plain_wav),
+    "jsonl": (_jsonl, {"columns": COLUMNS}, _plain_jsonl),
+    "msgpack": (_msgpack, {"columns": COLUMNS}, _plain_msgpack),
+    "csv": (_csv, {"columns": COLUMNS}, _plain_csv),
+}
 
 if __name__ == "__main__":
     main()
