@@ -179,6 +179,8 @@ def test_much_goes_through_and_is_not_kept(proxy: Proxy, upstream: str) -> None:
         b"CONNECT evil.example:443 HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\n continued: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nName : x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: 1\nX-Forwarded-For: 10.0.0.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: 1\rX-Forwarded-For: 10.0.0.1\r\n\r\n",
         b"nonsense\r\n\r\n",
         b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
     ],

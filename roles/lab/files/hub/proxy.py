@@ -46,6 +46,8 @@ class Head:
 
     def __init__(self, raw: bytes) -> None:
         lines = raw.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+        if any(sign in line for line in lines for sign in "\r\n\0"):
+            raise RefusedError(400, "head: a sign that others may take for a line's end, expected CR LF")
         words = lines[0].split(" ")
         if len(words) != 3 or not words[1].startswith("/") or not words[2].startswith("HTTP/1."):
             raise RefusedError(400, "request: not one of HTTP/1, expected a path of this server")
