@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Running:
         self.home, self.slot = home, slot
         self.process: subprocess.Popen[bytes] | None = None
         published = home.published(slot)
-        self.lab = Lab("home.lab", published["url"], published["token"])
+        self.lab = Lab("home.lab", published["url"], published["token"], published["certificate"])
 
     def service(self) -> dict[str, Any]:
         return json.loads((self.slot / "etc/services.d/lab.json").read_text())
@@ -48,7 +49,7 @@ class Running:
         given = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": str(self.slot / "var")}
         return given | {"CLACHAN_SLOT": str(self.slot)}
 
-    def start(self) -> "Running":
+    def start(self, ready: Callable[[], object] | None = None) -> "Running":
         service = self.service()
         # Jupyter does not serve as root, as which this test may run; a slot's user is none
         more = ["--allow-root"] if os.geteuid() == 0 else []
@@ -60,7 +61,7 @@ class Running:
                 stderr=log,
                 env=self.environment() | service["environment"],
             )
-        wait_for(lambda: self.answer("/login").status_code == 200, self.log, 60)
+        wait_for(ready or (lambda: self.answer("/login").status_code == 200), self.log, 60)
         return self
 
     def stop(self) -> None:
@@ -292,6 +293,24 @@ def test_kernels_have_a_token_that_ends_and_is_renewed(make_lab: Callable[..., R
             assert file.read_text() != first
             lake.tokens.revoke(made)
             assert said(kernel, count) == found
+
+
+def test_behind_tls(make_lab: Callable[..., Running], tmp_path: Path) -> None:
+    lab = make_lab(lab_tls=True)
+    assert lab.lab.url.startswith("https://")
+    assert (lab.slot / "var/key.pem").stat().st_mode & 0o777 == 0o600
+    assert "changed=0" in lab.home.converge().partition("PLAY RECAP")[2]
+    lab.start(ready=lambda: "is running at" in lab.log())
+    # the promises and the command line trust its certificate, and no other
+    started = lab.kept("starts_a_kernel")
+    assert re.fullmatch(r"kernel science computed after \d+\.\d s\n", started.stdout), started.stderr
+    with Kernel(lab.lab, "science") as kernel:
+        assert said(kernel, "print(6 * 7)") == "42\n"
+    with pytest.raises(CommandError, match="CERTIFICATE_VERIFY_FAILED"):
+        replace(lab.lab, certificate="").ask("GET", "/api/kernels")
+    plain = replace(lab.lab, url=lab.lab.url.replace("https:", "http:"))
+    with pytest.raises(CommandError, match="expected an answer from http://"):
+        plain.ask("GET", "/api/kernels")
 
 
 def test_a_token_that_may_make_no_others_is_refused(make_lab: Callable[..., Running], server: Server) -> None:

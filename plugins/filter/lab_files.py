@@ -75,13 +75,14 @@ def lab_files(instance, wanted):
     }
     files = {
         "etc/token": _content(str(wanted["token"])),
+        "etc/certificate.pem": _content(str(wanted["certificate"])),
         "etc/lake.pem": _content(str(wanted["lake_ca"])),
         "etc/build": _content("%s\n" % instance["digest"]),
         CHECK: {"copy": "check.py"},
         # without it Jupyter would look for settings of 2015 to take over, and write this file where it may not
         "etc/jupyter/migrated": _content("nothing\n"),
         "etc/jupyter/labconfig/default_setting_overrides.json": _json(OVERRIDES),
-        "etc/jupyter/jupyter_server_config.json": _json(_server(instance, slot, sorted(pythons))),
+        "etc/jupyter/jupyter_server_config.json": _json(_server(instance, slot, sorted(pythons), wanted)),
     }
     if not wanted["lake_token_seconds"]:
         files["etc/lake-token"] = _content("%s\n" % wanted["lake_token"])
@@ -95,10 +96,12 @@ def lab_files(instance, wanted):
     return files
 
 
-def _server(instance, slot, kernels):
+def _server(instance, slot, kernels, wanted):
     place = instance["slot"]
     settings = server_settings("%s/%s" % (slot, FILES), kernels)
     settings["ServerApp"].update(ip=str(place["addresses"]["ipv4"]), port=int(place["ports"]["first"]), port_retries=0)
+    if wanted["certificate"]:
+        settings["ServerApp"].update(certfile=slot + "/etc/certificate.pem", keyfile=slot + "/var/key.pem")
     settings["LabApp"].update(user_settings_dir=slot + "/var/lab/settings", workspaces_dir=slot + "/var/lab/workspaces")
     # over TCP whoever is on the node could listen to what a kernel prints; the path of a socket must not be long
     settings["KernelManager"] = {"transport": "ipc" if len(slot) + SOCKET_NAME <= SOCKET_PATH else "tcp"}

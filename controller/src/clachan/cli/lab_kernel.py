@@ -53,7 +53,11 @@ class Kernel:
         where = f"ws{self._lab.base.removeprefix('http')}/api/kernels/{self._id}/channels?session_id={self._session}"
         try:
             return websocket.create_connection(
-                where, header=self._lab.headers, timeout=QUIET_SECONDS, http_no_proxy=["*"]
+                where,
+                header=self._lab.headers,
+                timeout=QUIET_SECONDS,
+                http_no_proxy=["*"],
+                sslopt={"context": self._lab.context()},
             )
         except (OSError, websocket.WebSocketException) as error:
             raise CommandError(f"lab {self._lab.path}, kernel {self._name}: {error}, expected a connection") from error

@@ -1,6 +1,7 @@
 """A lab's server: where it is, with which token, and its requests."""
 
 import os
+import ssl
 import sys
 from dataclasses import dataclass, field
 from html import escape
@@ -11,6 +12,8 @@ from urllib.parse import quote
 from clachan.cli.errors import CommandError
 
 if TYPE_CHECKING:
+    from requests.adapters import HTTPAdapter
+
     from clachan.client import Client
 
 SOFTWARE = "clachan.platform.lab"
@@ -28,11 +31,12 @@ class RefusedError(CommandError):
 
 @dataclass(frozen=True)
 class Lab:
-    """`url` is what it published, the address of its page."""
+    """`url` is what it published, the address of its page, `certificate` that of an https one (PEM)."""
 
     path: str
     url: str
     token: str = field(repr=False)
+    certificate: str = field(default="", repr=False)
 
     @property
     def base(self) -> str:
@@ -47,12 +51,17 @@ class Lab:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"token {self.token}"}
 
+    def context(self) -> ssl.SSLContext:
+        """That trusts its certificate."""
+        return ssl.create_default_context(cadata=self.certificate or None)
+
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """One request; raises CommandError when the lab refuses it or does not answer."""
         import requests
 
         with requests.Session() as session:
             session.trust_env = False
+            session.mount("https://", _trusting(self.context()))
             try:
                 answer = session.request(
                     method, self.base + path, json=body, headers=self.headers, timeout=SECONDS, allow_redirects=False
@@ -65,6 +74,16 @@ class Lab:
         raise RefusedError(message, answer.status_code)
 
 
+def _trusting(context: ssl.SSLContext) -> "HTTPAdapter":
+    from requests.adapters import HTTPAdapter
+
+    class Trusting(HTTPAdapter):
+        def init_poolmanager(self, *given: Any, **more: Any) -> None:
+            super().init_poolmanager(*given, ssl_context=context, **more)
+
+    return Trusting()
+
+
 def find(path: str | None) -> Lab:
     """The lab of that path, or the only one; asking for its token is an event."""
     from clachan.cli.connection import connect
@@ -75,7 +94,7 @@ def find(path: str | None) -> Lab:
     for key in ("url", "token"):
         if not isinstance(found.get(key), str):
             raise CommandError(f"instance {wanted}: has not published {key}, expected a lab that is started")
-    return Lab(wanted, str(found["url"]), str(found["token"]))
+    return Lab(wanted, str(found["url"]), str(found["token"]), str(found.get("certificate") or ""))
 
 
 def only(client: "Client") -> str:

@@ -23,7 +23,7 @@ def instance(directory=SLOT, cpu_milli=500):
 
 
 def wanted(**more):
-    plain = dict.fromkeys(("lake_url", "lake_token", "lake_ca"), "")
+    plain = dict.fromkeys(("lake_url", "lake_token", "lake_ca", "certificate"), "")
     return dict(plain, token="t" * 20, memory_mib=512, environments=[], lake_token_seconds=0, **more)
 
 
@@ -38,6 +38,16 @@ def test_the_server_listens_at_the_slot_only():
     assert settings["ServerApp"]["root_dir"] == SLOT + "/var/home"
     assert settings["KernelManager"] == {"transport": "ipc"}
     assert files["etc/token"]["content"] == "t" * 20, "Jupyter reads the file as it is, a newline too"
+
+
+def test_behind_tls_its_key_is_the_slots_own():
+    for pem in ("", "PEM\n"):
+        files = lab_files(instance(), dict(wanted(), certificate=pem))
+        settings = content(files, "etc/jupyter/jupyter_server_config.json")
+        found = {key: settings["ServerApp"].get(key) for key in ("certfile", "keyfile")}
+        there = {"certfile": SLOT + "/etc/certificate.pem", "keyfile": SLOT + "/var/key.pem"}
+        assert found == (there if pem else dict.fromkeys(there))
+        assert files["etc/certificate.pem"] == {"content": pem}
 
 
 def test_a_path_that_is_too_long_for_sockets():
