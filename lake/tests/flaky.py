@@ -111,7 +111,8 @@ class Connection:
         made, self._made = self._made, None
         if made is not None:
             made[1].close()
-            with suppress(OSError):
+            # what it waits for was cancelled with a task that waited for it before
+            with suppress(OSError, asyncio.CancelledError):
                 await made[1].wait_closed()
 
 

@@ -27,7 +27,8 @@ class Sessions:
 
     def __call__(self) -> LocalLake:
         with self._lock:
-            self._open = [lake for lake in self._open if not lake._closed]
+            # a thread may be in the middle of closing its own
+            self._open = [lake for lake in self._open if lake._connection.opened]
             if not self._open:
                 self.close()
                 self._db = database(self._storage())
