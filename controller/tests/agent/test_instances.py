@@ -251,13 +251,18 @@ def test_a_parent_is_not_whole_while_a_child_goes(impatient: Node) -> None:
     node.until(lambda: node.state("one") == "started")
 
 
-def test_promises_of_every_kind_pass(node: Node) -> None:
+def start_site(node: Node) -> None:
+    """An instance with a promise of each kind."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     node.declare("site", software="acme.things.web", parameters={"web_port": port})
     node.send()
     node.until(lambda: node.state("site") == "started")
+
+
+def test_promises_of_every_kind_pass(node: Node) -> None:
+    start_site(node)
     [fact] = node.facts("promises")
     assert {name for name, result in fact.results.items() if result.ok} == {
         *("process", "port", "page", "command", "file", "disk")
@@ -265,12 +270,7 @@ def test_promises_of_every_kind_pass(node: Node) -> None:
 
 
 def test_a_message_that_changes_is_told_after_a_while(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    node.declare("site", software="acme.things.web", parameters={"web_port": port})
-    node.send()
-    node.until(lambda: node.state("site") == "started")
+    start_site(node)
     said = node.directory("site") / "var/said"
     said.write_text("half of it\n")
     node.work(2.5)
@@ -303,12 +303,7 @@ def test_a_killed_service_is_an_outage_once_and_heals(node: Node) -> None:
 
 
 def test_a_promise_that_goes_on_failing_brings_a_run(node: Node) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    node.declare("site", software="acme.things.web", parameters={"web_port": port})
-    node.send()
-    node.until(lambda: node.state("site") == "started")
+    start_site(node)
     (node.directory("site") / "var/www/index.html").unlink()
     node.until(lambda: [fact.phase for fact in node.facts("outage")] == ["began", "ended"], seconds=20)
     assert node.runs() == 2
