@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -49,7 +50,9 @@ def test_the_demos_order_what_they_need(newcomer: Newcomer) -> None:
     assert demo(newcomer, "usage")["results"]["records"] >= usage["results"]["records"]
     assert revisions(newcomer) == before
     assert newcomer.clachan("token", "list").output == tokens
-    assert "changed=0" in newcomer.clachan("up", "--no-demo").plain
+    # and the lab is the one that is ordered with the platform
+    assert "changed=0" in newcomer.clachan("up", "--no-demo", "--lab").plain
+    assert re.search(r"http://127\.\S+/lab\?token=\S+", newcomer.clachan("lab", "open", "--no-browser").plain)
 
 
 def demo(newcomer: Newcomer, *arguments: str) -> dict:

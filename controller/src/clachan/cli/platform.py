@@ -48,6 +48,7 @@ def up(
         bool | None,
         typer.Option("--demo/--no-demo", help="Bring recordings through the lake; default where clachan-lake is."),
     ] = None,
+    lab: Annotated[bool, typer.Option("--lab", help="And a JupyterLab beside the lake.")] = False,
     home: Home = None,
 ) -> None:
     """Bring up controller, node and lake on this machine; safe to repeat and to interrupt."""
@@ -57,7 +58,7 @@ def up(
     if recordings is not None and demo is False:
         raise typer.BadParameter("--input and --no-demo, expected one of them")
     with platform_playbook.lock(directory, make=True):
-        status = platform_playbook.run(directory, "standalone")
+        status = platform_playbook.run(directory, "standalone", *(("-e", "standalone_lab=true") if lab else ()))
         if status:
             raise typer.Exit(FAILED)
         wanted = platform_demo.possible() or recordings is not None if demo is None else demo

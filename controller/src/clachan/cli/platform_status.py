@@ -140,6 +140,7 @@ def show_next_steps(found: Found, page: Path | None) -> None:
         (f"{command} instance show home.lake --reveal", "url: the lake's pages; token: to log in there"),
         (f"{command} instance logs home.lake", "what the lake says"),
         (f"{command} demo --input DIR", "bring WAV recordings of your own through the lake"),
+        (f"{command} lab open", "the lab in the browser; up --lab orders one"),
         (f"{command} demo usage", "in a notebook: what the platform consumes; demo wav: a recording"),
         (f"{command} down", "stop everything, keep the data"),
     ]
