@@ -8,7 +8,7 @@ import pytest
 
 from .conftest import Newcomer
 
-pytestmark = [pytest.mark.heavy, pytest.mark.root, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.heavy, pytest.mark.long, pytest.mark.root, pytest.mark.timeout(1800)]
 PNG = b"\x89PNG"
 
 

@@ -3,6 +3,7 @@ over HTTP as a browser does."""
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import requests
 import websocket
 import yaml
@@ -20,6 +22,19 @@ from clachan.contract.inventory import Inventory
 from .conftest import BIN, NODE, ROOT, Artifact, Node, wait_for
 
 LAKE_SECRET = "long-lived-token-of-the-lake"
+HIDDEN = ("/home/", "/tmp/", "/var/tmp/", "/run/")
+"""What a user's sandbox has others in the place of; these tests' environments lead to this checkout's."""
+NEEDS = [
+    pytest.mark.slow,
+    pytest.mark.heavy,
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="this machine cannot: no root, who makes unix users and disks"),
+    pytest.mark.skipif(shutil.which("bwrap") is None, reason="this machine cannot: no bubblewrap"),
+    pytest.mark.skipif(not Path("/dev/loop-control").exists(), reason="this machine cannot: no loop devices"),
+    pytest.mark.skipif(
+        str(ROOT).startswith(HIDDEN), reason=f"this machine cannot: {ROOT} is below a folder that the sandbox hides"
+    ),
+]
 
 
 def completed(role: str, given: dict[str, Any]) -> dict[str, Any]:

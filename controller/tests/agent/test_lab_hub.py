@@ -3,7 +3,6 @@
 import json
 import os
 import pwd
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -16,16 +15,9 @@ import pytest
 from clachan.agent.processes import end_all_of
 
 from .conftest import Artifact
-from .hub import LAKE_SECRET, HubNode, Kernel, Person, platform_collection, settles
+from .hub import LAKE_SECRET, NEEDS, HubNode, Kernel, Person, platform_collection, settles
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.heavy,
-    pytest.mark.root,
-    pytest.mark.skipif(os.geteuid() != 0, reason="this machine cannot: no root, who makes unix users and disks"),
-    pytest.mark.skipif(shutil.which("bwrap") is None, reason="this machine cannot: no bubblewrap"),
-    pytest.mark.skipif(not Path("/dev/loop-control").exists(), reason="this machine cannot: no loop devices"),
-]
+pytestmark = NEEDS
 
 
 @pytest.fixture(scope="module")

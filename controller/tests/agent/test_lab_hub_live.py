@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,17 +12,11 @@ import live
 import pytest
 
 from .conftest import BIN, NODE, ROOT, Artifact
-from .hub import HubNode, Person, platform_collection
+from .hub import NEEDS, HubNode, Person, platform_collection
 from .test_lab_hub import groups, users
 
 __all__ = ["users"]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.heavy,
-    pytest.mark.root,
-    pytest.mark.skipif(os.geteuid() != 0, reason="this machine cannot: no root, who makes unix users and disks"),
-    pytest.mark.skipif(not Path("/dev/loop-control").exists(), reason="this machine cannot: no loop devices"),
-]
+pytestmark = NEEDS
 AGENT = [sys.executable, "-m", "clachan.agent"]
 FILES = ROOT / "files"
 
