@@ -101,9 +101,9 @@ class Cluster:
         return distributed.Client(self.address, security=secured, timeout=30, set_as_default=False)
 
     def close(self) -> None:
+        # the scheduler last: a worker that is told to end while it looks for one takes its time
         for process in reversed(self.processes.values()):
             process.terminate()
-        for process in self.processes.values():
             process.wait(30)
 
 

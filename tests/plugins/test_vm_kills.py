@@ -18,7 +18,7 @@ from .vm_node import MIB, USER, WRITER, Node
 
 from testbed.host import until  # isort: skip - found by what vm_node puts on the path
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 loop = vm_node.loop
 node = vm_node.node

@@ -17,7 +17,7 @@ from . import vm_node
 from .vm_node import MIB, USER, Node
 from .vm_role import Backups
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 node = vm_node.node
 Options = dict[str, Any]
@@ -315,7 +315,6 @@ def test_a_full_disk(node: Node) -> None:
     node.libvirtd.execute(["umount", str(case.archives)])
 
 
-@pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_by_declaration(node: Node) -> None:
     """The role's part: made once, brought back once, removed by a word only."""

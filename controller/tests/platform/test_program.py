@@ -121,7 +121,7 @@ def test_what_a_killed_supervisord_left_behind_is_ended(keep: Module, home: path
     assert platform_processes.processes(home) == []
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_program_that_does_not_start_is_shown_with_its_log(module: Module, keep: Module, home: pathlib.Path) -> None:
     result = module(
         "program",
