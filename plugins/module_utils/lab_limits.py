@@ -29,7 +29,7 @@ def find(mounts="/proc/self/mountinfo"):
     found = {}
     with open(mounts, encoding="utf-8") as file:
         for line in file:
-            before, _, after = line.partition(" - ")
+            before, _dash, after = line.partition(" - ")
             place, (kind, _source, options) = before.split()[4], after.split()[:3]
             if kind == "cgroup":
                 found.update({one: (1, place) for one in CONTROLLERS if one in options.split(",")})

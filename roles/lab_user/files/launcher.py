@@ -117,7 +117,7 @@ def is_inside(controller: str, path: str) -> bool:
     folder = Path(path).parent
     wanted = "/" + "/".join(folder.parts[-2:])
     for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, place = line.split(":", 2)
+        controllers, place = line.split(":", 2)[1:]
         if (controller in controllers.split(",") or not controllers) and place.endswith(wanted):
             return True
     return False

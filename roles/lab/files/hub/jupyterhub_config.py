@@ -17,7 +17,7 @@ import hub_spawner  # noqa: E402
 
 about = json.loads((SLOT / "etc/hub.json").read_text())
 address, port = about["address"], about["port"]
-c = get_config()  # type: ignore[name-defined]  # noqa: F821 - JupyterHub's
+c = get_config()  # type: ignore[name-defined]  # noqa: F821 - JupyterHub's  # pylint: disable=undefined-variable
 
 c.JupyterHub.bind_url = f"{about['scheme']}://{address}:{port}"
 c.JupyterHub.hub_bind_url = f"http://{address}:{port + 1}"
