@@ -11,12 +11,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clachan.agent.layout import Layout
 from clachan.agent.loop import Agent
+from clachan.agent.processes import end_all_of
 from clachan.agent.settings import Identity, NodeConfig
 from clachan.agent.supervisor import SlotServices
 from clachan.agent.supervisord import Supervisord
@@ -318,3 +320,16 @@ def node(bare: Node) -> Node:
     bare.start_supervisord()
     bare.open_agent()
     return bare
+
+
+@contextmanager
+def unix_users(prefix: str, count: int) -> Iterator[list[str]]:
+    """Of slots; gone afterwards, with all that they run."""
+    names = [f"{prefix}_{index}" for index in range(count)]
+    for name in names:
+        command = ["useradd", "--system", "--no-create-home", "--user-group", "--shell", "/usr/sbin/nologin", name]
+        subprocess.run(command, check=True, capture_output=True)
+    yield names
+    for name in names:
+        end_all_of(pwd.getpwnam(name).pw_uid)
+        subprocess.run(["userdel", name], check=True, capture_output=True)

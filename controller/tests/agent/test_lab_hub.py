@@ -14,7 +14,7 @@ import psutil
 import pytest
 from clachan.agent.processes import end_all_of
 
-from .conftest import Artifact
+from .conftest import Artifact, unix_users
 from .hub import LAKE_SECRET, NEEDS, HubNode, Kernel, Person, platform_collection, settles
 
 pytestmark = NEEDS
@@ -22,14 +22,8 @@ pytestmark = NEEDS
 
 @pytest.fixture(scope="module")
 def users() -> Iterator[list[str]]:
-    names = [f"clh{os.getpid()}_{index}" for index in range(6)]
-    for name in names:
-        command = ["useradd", "--system", "--no-create-home", "--user-group", "--shell", "/usr/sbin/nologin", name]
-        subprocess.run(command, check=True, capture_output=True)
-    yield names
-    for name in names:
-        end_all_of(pwd.getpwnam(name).pw_uid)
-        subprocess.run(["userdel", name], check=True, capture_output=True)
+    with unix_users(f"clh{os.getpid()}", 6) as names:
+        yield names
 
 
 @pytest.fixture(scope="module")

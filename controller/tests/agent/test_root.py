@@ -13,7 +13,7 @@ from clachan.agent import slots
 from clachan.agent.layout import AgentError
 from clachan.agent.processes import end_all_of, owned, processes
 
-from .conftest import Artifact, Node, wait_for
+from .conftest import Artifact, Node, unix_users, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,14 +24,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def users() -> Iterator[list[str]]:
-    names = [f"clt{os.getpid()}_{index}" for index in range(2)]
-    for name in names:
-        command = ["useradd", "--system", "--no-create-home", "--user-group", "--shell", "/usr/sbin/nologin", name]
-        subprocess.run(command, check=True, capture_output=True)
-    yield names
-    for name in names:
-        end_all_of(pwd.getpwnam(name).pw_uid)
-        subprocess.run(["userdel", name], check=True, capture_output=True)
+    with unix_users(f"clt{os.getpid()}", 2) as names:
+        yield names
 
 
 @pytest.fixture

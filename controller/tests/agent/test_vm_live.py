@@ -16,7 +16,7 @@ from typing import Any
 import live
 import pytest
 
-from .conftest import Artifact, Node, wait_for
+from .conftest import Artifact, Node, unix_users, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,11 +58,8 @@ class Machine:
 
 @pytest.fixture
 def user() -> Iterator[str]:
-    name = f"clv{os.getpid()}"
-    command = ["useradd", "--system", "--no-create-home", "--user-group", "--shell", "/usr/sbin/nologin", name]
-    subprocess.run(command, check=True, capture_output=True)
-    yield name
-    subprocess.run(["userdel", name], check=True, capture_output=True)
+    with unix_users(f"clv{os.getpid()}", 1) as (name,):
+        yield name
 
 
 @pytest.fixture

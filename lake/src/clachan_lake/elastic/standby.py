@@ -4,7 +4,6 @@
 `--check FILE` says how it stands, and fails when the worker is to run and does not answer.
 """
 
-import ctypes
 import json
 import logging
 import os
@@ -23,10 +22,10 @@ from typing import Any
 
 from clachan_lake import settings
 from clachan_lake.elastic.sizing import ASK_SECONDS, LINE_BYTES, OLD_SECONDS, context
+from clachan_lake.orphans import die_with
 from clachan_lake.telling import tell, told
 
 log = logging.getLogger(__name__)
-PR_SET_PDEATHSIG = 1
 PAUSE_SECONDS = 1.0
 GRACE_SECONDS = 30.0
 """A worker that is not to run any more gives its data to others, and ends by itself."""
@@ -129,7 +128,7 @@ class Standby:
         log.info("starting the worker")
         self._started = time.monotonic()
         # between fork and exec only what the kernel does: nothing here has threads
-        self._worker = subprocess.Popen(self._settings.command, preexec_fn=partial(_die_with, os.getpid()))  # noqa: PLW1509
+        self._worker = subprocess.Popen(self._settings.command, preexec_fn=partial(die_with, os.getpid()))  # noqa: PLW1509
 
     def _let_go(self) -> None:
         if self._worker is None:
@@ -170,12 +169,6 @@ def _line(receive: Callable[[int], bytes]) -> bytes:
             break
         found += more
     return found
-
-
-def _die_with(parent: int) -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def said(file: Path, now: float) -> tuple[str, bool]:

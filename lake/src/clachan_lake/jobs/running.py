@@ -5,12 +5,10 @@
 prints goes to its standard output and error. It dies with its parent.
 """
 
-import ctypes
 import json
 import os
 import pickle
 import resource
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,13 +17,13 @@ from types import TracebackType
 from typing import Any
 
 from clachan_lake.jobs import call as calls
+from clachan_lake.orphans import die_with
 
-PR_SET_PDEATHSIG = 1
 DASK_SECONDS = 10
 
 
 def main(folder: Path, parent: int) -> None:
-    _die_with(parent)
+    die_with(parent)
     settings = json.loads((folder / "settings.json").read_text())
     _limit(settings["memory_mib"])
     differing = calls.differences(settings["environment"])
@@ -84,12 +82,6 @@ def _frames(error: BaseException) -> TracebackType | None:
 def last_line(error: BaseException) -> str:
     """As the traceback's last line says it."""
     return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1][:1000]
-
-
-def _die_with(parent: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _limit(memory_mib: int | None) -> None:
