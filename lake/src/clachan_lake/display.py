@@ -21,6 +21,7 @@ CHARACTERS = 120
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 TABLE = "border-collapse:collapse;text-align:left"
 CELL = "padding:2px 12px 2px 0;text-align:left;vertical-align:top;overflow-wrap:anywhere"
+NAME = "min-width:8em;font-weight:normal;opacity:.7"
 
 
 def array_html(array: Array) -> str:
@@ -68,8 +69,7 @@ def _stream_row(stream: Stream) -> tuple[str, str]:
 def _box(title: str, rows: Iterable[tuple[str, str]], below: str = "") -> str:
     """`title` and `below` are HTML, the rows are text."""
     cells = "".join(
-        f'<tr><th style="{CELL};font-weight:normal;opacity:.7">{_text(name)}</th><td style="{CELL}">{_text(value)}</td>'
-        "</tr>"
+        f'<tr><th style="{CELL};{NAME}">{_text(name)}</th><td style="{CELL}">{_text(value)}</td></tr>'
         for name, value in rows
         if value
     )

@@ -1,6 +1,6 @@
 """The place of a Dask worker: asks the scheduler whether its worker is to run, and has it run or not.
 
-`python -m clachan_lake.elastic.standby FILE`, see `Settings`. Beside a worker that does not run it takes about 15 MiB.
+`python -m clachan_lake.elastic.standby FILE`, see `Settings`. Beside a worker that does not run it takes about 22 MiB.
 `--check FILE` says how it stands, and fails when the worker is to run and does not answer.
 """
 
