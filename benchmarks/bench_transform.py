@@ -4,8 +4,9 @@ msgpack doing the same from a file.
 `latency` sends one chunk a second to a server, each a few lines of JSON, and reads the array through the server's
 socket until its rows are there. `throughput` has a stream in a lake (chunks of 1 MiB, synced), runs the transformation
 with the worker's engine, each kind in a process of its own as a worker is, and compares: peer and transformation read
-the same bytes from the same disk, make the same array, and sync it there (the peer as a .npy file). They take turns;
-the medians are compared. Importing pandas is done before. MIB (64, or the environment's) says how much of each.
+the same bytes from the same disk, make the same array, and sync it there. The peer's is a new .npy file each time, as
+the lake's is: to write over one again takes memory that is at hand. They take turns; the medians are compared.
+Importing pandas is done before. MIB (64, or the environment's) says how much of each.
 """
 
 import gc
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgpack
 import numpy as np
@@ -135,10 +137,11 @@ def compare(function: str, folder: pathlib.Path) -> None:
                 stream.append(data[start : start + CHUNK], final=start + CHUNK >= len(data))
         with lake.transaction():
             lake.transformations.resume(function)
-        for _ in range(ROUNDS):
-            theirs.append(_timed(lambda: _save(folder / "out.npy", plain(source))))
-            ours.append(_timed(lambda: run_pending(lake)))
-            check_same(lake.arrays["x"][:], np.load(folder / "out.npy"))
+        for number in range(ROUNDS):
+            saved = folder / f"{function}.{number}.npy"
+            theirs.append(_timed(partial(_save, saved, plain, source)))
+            ours.append(_timed(partial(run_pending, lake)))
+            check_same(lake.arrays["x"][:], np.load(saved))
             with lake.transaction():
                 lake.transformations.backfill(function)
     shutil.rmtree(lake_folder)
@@ -161,7 +164,8 @@ def _timed(what: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _save(path: pathlib.Path, array: np.ndarray) -> None:
+def _save(path: pathlib.Path, plain: Callable[[pathlib.Path], np.ndarray], source: pathlib.Path) -> None:
+    array = plain(source)
     with path.open("wb") as file:
         np.save(file, array)
         file.flush()

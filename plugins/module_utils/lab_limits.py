@@ -102,16 +102,16 @@ class Group:
         if version == 2:
             self._enable(place, controller)
         folder = self.folder(controller)
-        if os.path.isdir(folder):
-            return
-        self.changed = True
-        if self._check:
-            return
-        os.makedirs(folder, 0o755, exist_ok=True)
+        if not os.path.isdir(folder):
+            self.changed = True
+            if self._check:
+                return
+            os.makedirs(folder, 0o755, exist_ok=True)
+            if version == 1:
+                os.chown(os.path.join(folder, "cgroup.procs"), self._uid, -1)
         if version == 2:
+            # one folder is the group of all controllers
             self._enable(os.path.dirname(folder), controller)
-        else:
-            os.chown(os.path.join(folder, "cgroup.procs"), self._uid, -1)
 
     def _enable(self, folder, controller):
         """Version 2: children of the folder may have limits."""

@@ -1,7 +1,7 @@
 # Copyright: (c) The Clachan maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is written into control groups. That they hold is tested with a hub, on the version that the machine has."""
+"""What is written into control groups. That they hold is tested with a hub, and version 2 in a guest."""
 
 from __future__ import annotations
 
