@@ -89,7 +89,7 @@ def until(condition: object, controller: live.Live, node: HubNode, seconds: floa
 def order(controller: live.Live, node: HubNode, folder: Path) -> None:
     for software in ("lake", "lab", "lab_user"):
         controller.supply(NODE, f"clachan.platform.{software}")
-    controller.request("home.lake", "clachan.platform.lake")
+    controller.request("home.lake", "clachan.platform.lake", parameters={"lake_tls": True})
     controller.request(
         "home.hub",
         "clachan.platform.lab",
@@ -103,6 +103,7 @@ def order(controller: live.Live, node: HubNode, folder: Path) -> None:
             "lab_controller_url": controller.url,
             "lab_controller_ca": Path(controller.ca_file).read_text(),
             "lab_lake_url": {"from": "home.lake", "key": "url"},
+            "lab_lake_ca": {"from": "home.lake", "key": "certificate"},
             "lab_lake_token": {"from": "home.lake", "key": "token"},
         },
     )
@@ -121,6 +122,7 @@ def order(controller: live.Live, node: HubNode, folder: Path) -> None:
     assert alice.login().status_code == 200
     alice.open_server()
     kernel = alice.kernel()
+    assert kernel.run("import os; print(os.environ['CLACHAN_LAKE'].partition(':')[0])") == "https"
     assert kernel.run("from clachan_lake import open_lake; print(len(open_lake().arrays))") == "0"
     kernel.close()
     alice.session.close()
