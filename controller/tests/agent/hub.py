@@ -209,7 +209,7 @@ class Person:
     """Somebody with a browser."""
 
     def __init__(self, url: str, ca: Path | str, name: str, token: str) -> None:
-        self.base, self.ca, self.name, self._token = url.removesuffix("/hub/"), ca, name, token
+        self.base, self.ca, self.name, self.token = url.removesuffix("/hub/"), ca, name, token
         self.session = requests.Session()
         self.session.trust_env = False
         self.session.verify = str(ca) if ca else True
@@ -219,7 +219,7 @@ class Person:
 
     def login(self) -> requests.Response:
         page = self.get("/hub/login")
-        fields = {"username": self.name, "password": self._token, "_xsrf": self._xsrf("/hub/")}
+        fields = {"username": self.name, "password": self.token, "_xsrf": self._xsrf("/hub/")}
         assert page.status_code == 200
         return self.session.post(self.base + "/hub/login", data=fields, timeout=60)
 

@@ -2,23 +2,30 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import live
 import pytest
 
-from .conftest import BIN, NODE, ROOT, Artifact
+from .conftest import BIN, NODE, ROOT, Artifact, unix_users
 from .hub import NEEDS, HubNode, Person, platform_collection
-from .test_lab_hub import groups, users
+from .test_lab_hub import groups
 
-__all__ = ["users"]
 pytestmark = NEEDS
 AGENT = [sys.executable, "-m", "clachan.agent"]
 FILES = ROOT / "files"
+
+
+@pytest.fixture(scope="module")
+def users() -> Iterator[list[str]]:
+    with unix_users(f"clo{os.getpid()}", 7) as names:
+        yield names
 
 
 def made_before(envs: Path, name: str) -> None:
@@ -55,7 +62,7 @@ def node(folder: Path, things: Artifact, users: list[str]) -> Iterator[HubNode]:
         group.rmdir()
 
 
-def test_a_hub_is_ordered_and_removed(node: HubNode, folder: Path, users: list[str]) -> None:
+def test_hubs_of_two_tenants_are_ordered_and_removed(node: HubNode, folder: Path, users: list[str]) -> None:
     collection = Path(node.config.platform_path) / "ansible_collections/clachan/platform"
     home = folder / "ordering"
     home.mkdir()
@@ -67,8 +74,22 @@ def test_a_hub_is_ordered_and_removed(node: HubNode, folder: Path, users: list[s
         with (node.home / "agent.log").open("wb") as log:
             agent = subprocess.Popen([*AGENT, "run", "--home", str(node.home)], stdout=log, stderr=log)
         try:
-            order(controller, node, folder)
-            controller.ok("DELETE", "/instances/home.hub")
+            controller.tenant("zeta")
+            for software in ("lake", "lab", "lab_user"):
+                controller.supply(NODE, f"clachan.platform.{software}")
+            order(controller, "home", [{"name": "alice"}, {"name": "bob", "group": "small"}])
+            order(controller, "zeta", [{"name": "carol"}])
+            until(lambda: state(controller, "home.hub") == state(controller, "zeta.hub") == "started", controller, node)
+            assert (state(controller, "home.hub.alice"), state(controller, "home.hub.bob")) == ("started", "started")
+            shown = controller.ok("GET", "/instances/home.hub.bob")["published"]
+            assert (shown["secret"], "768 MiB of memory" in shown["limits"]) == ("<secret>", True)
+            with (
+                person(controller, folder, "home", "alice") as alice,
+                person(controller, folder, "zeta", "carol") as carol,
+            ):
+                tenants_do_not_see_one_another(controller, node, alice, carol)
+            for tenant in ("home", "zeta"):
+                controller.ok("DELETE", f"/instances/{tenant}.hub")
             until(lambda: not list((node.home / "mounts").iterdir()), controller, node)
             until(lambda: controller.call("GET", "/instances/home.hub").status_code == 404, controller, node)
             assert [group for user in users for group in groups(user)] == []
@@ -81,48 +102,94 @@ def test_a_hub_is_ordered_and_removed(node: HubNode, folder: Path, users: list[s
 def until(condition: object, controller: live.Live, node: HubNode, seconds: float = 200) -> None:
     limit = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
-        shown = [(one["path"], one["observed"]) for one in controller.ok("GET", "/instances")["items"]]
-        assert time.monotonic() < limit, (shown, (node.home / "agent.log").read_text()[-3000:])
+        observed = {one["path"]: one["observed"] for one in controller.ok("GET", "/instances")["items"]}
+        shown = {path: (one["state"], one["message"]) for path, one in observed.items()}
+        if time.monotonic() > limit:
+            pytest.fail(f"{shown}: {(node.home / 'agent.log').read_text()[-3000:]}")
         time.sleep(0.5)
 
 
-def order(controller: live.Live, node: HubNode, folder: Path) -> None:
-    for software in ("lake", "lab", "lab_user"):
-        controller.supply(NODE, f"clachan.platform.{software}")
-    controller.request("home.lake", "clachan.platform.lake", parameters={"lake_tls": True})
+def state(controller: live.Live, path: str) -> str:
+    return str(controller.ok("GET", f"/instances/{path}")["observed"]["state"])
+
+
+def order(controller: live.Live, tenant: str, people: list[dict[str, str]]) -> None:
+    """A lake and a hub beside it."""
+    lake = f"{tenant}.lake"
+    controller.request(lake, "clachan.platform.lake", parameters={"lake_tls": True})
     controller.request(
-        "home.hub",
+        f"{tenant}.hub",
         "clachan.platform.lab",
         type="hub",
         parameters={
-            "lab_users": [{"name": "alice"}, {"name": "bob", "group": "small"}],
+            "lab_users": people,
             "lab_groups": [{"name": "small", "memory_mib": 768}],
             "lab_disk_mib": 64,
-            "lab_cpu_milli": 300,
+            "lab_cpu_milli": 150,
             "lab_tls": True,
             "lab_controller_url": controller.url,
             "lab_controller_ca": Path(controller.ca_file).read_text(),
-            "lab_lake_url": {"from": "home.lake", "key": "url"},
-            "lab_lake_ca": {"from": "home.lake", "key": "certificate"},
-            "lab_lake_token": {"from": "home.lake", "key": "token"},
+            "lab_lake_url": {"from": lake, "key": "url"},
+            "lab_lake_ca": {"from": lake, "key": "certificate"},
+            "lab_lake_token": {"from": lake, "key": "token"},
         },
     )
 
-    def state(path: str) -> str:
-        return str(controller.ok("GET", f"/instances/{path}")["observed"]["state"])
 
-    until(lambda: state("home.hub") == "started", controller, node)
-    assert (state("home.hub.alice"), state("home.hub.bob")) == ("started", "started")
-    shown = controller.ok("GET", "/instances/home.hub.bob")
-    assert (shown["published"]["secret"], "768 MiB of memory" in shown["published"]["limits"]) == ("<secret>", True)
-    hub = controller.ok("GET", "/instances/home.hub")["published"]
-    (folder / "ordered.pem").write_text(hub["certificate"])
-    token = controller.as_user("alice", "member", ["home"]).token
-    alice = Person(hub["url"], folder / "ordered.pem", "alice", str(token))
-    assert alice.login().status_code == 200
-    alice.open_server()
-    kernel = alice.kernel()
-    assert kernel.run("import os; print(os.environ['CLACHAN_LAKE'].partition(':')[0])") == "https"
-    assert kernel.run("from clachan_lake import open_lake; print(len(open_lake().arrays))") == "0"
-    kernel.close()
-    alice.session.close()
+@contextmanager
+def person(controller: live.Live, folder: Path, tenant: str, name: str) -> Iterator[Person]:
+    """Who has a running server in the hub of the tenant that they are a member of."""
+    hub = controller.ok("GET", f"/instances/{tenant}.hub")["published"]
+    certificate = folder / f"{tenant}.pem"
+    certificate.write_text(hub["certificate"])
+    found = Person(hub["url"], certificate, name, str(controller.as_user(name, "member", [tenant]).token))
+    try:
+        assert found.login().status_code == 200
+        found.open_server()
+        yield found
+    finally:
+        found.session.close()
+
+
+LOOKS = """
+import os, ssl, urllib.request, urllib.error
+from clachan_lake import open_lake
+print(os.environ["CLACHAN_LAKE"].partition(":")[0], sorted(open_lake().arrays))
+print({os.stat(f"/proc/{pid}").st_uid for pid in os.listdir("/proc") if pid.isdigit()} == {os.getuid()})
+for path in PATHS:
+    try:
+        print(path, os.listdir(path))
+    except OSError as error:
+        print(type(error).__name__)
+mine = open(os.environ["CLACHAN_LAKE_TOKEN_FILE"]).read().strip()
+for url in URLS:
+    try:
+        asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {mine}"})
+        print(url, urllib.request.urlopen(asked, context=ssl._create_unverified_context()).status)
+    except urllib.error.HTTPError as error:
+        print(error.code)
+"""
+
+
+def tenants_do_not_see_one_another(controller: live.Live, node: HubNode, alice: Person, carol: Person) -> None:
+    """Kernels, files, processes, arrays."""
+    foreign = Person(carol.base + "/hub/", carol.ca, "alice", alice.token)
+    assert foreign.login().status_code == 403
+    foreign.session.close()
+    views = {path: controller.ok("GET", f"/instances/{path}") for path in ("zeta.lake", "zeta.hub.carol")}
+    slots = {path: Path(view["slot"]["directory"]) for path, view in views.items()}
+    kernels = {one.name: one.kernel() for one in (alice, carol)}
+    for name, kernel in kernels.items():
+        made = f"from clachan_lake import open_lake\nopen_lake().arrays.create('of/{name}', (3,), 'f8')"
+        assert kernel.run(made) == ""
+    paths = [str(slots["zeta.lake"] / "var"), str(slots["zeta.hub.carol"] / "var")]
+    paths += [str(node.home / "mounts" / slots["zeta.hub.carol"].name / "home")]
+    launcher = views["zeta.hub.carol"]["published"]["url"]
+    host, _, port = launcher.rpartition(":")
+    urls = [views["zeta.lake"]["published"]["url"] + "/arrays", launcher + "/"]
+    urls.append(f"{host}:{int(port) + 1}/user/carol/api/kernels")
+    looks = LOOKS.replace("PATHS", repr(paths)).replace("URLS", repr(urls))
+    said = kernels["alice"].run(looks).splitlines()
+    assert said == ["https ['of/alice']", "True", *["PermissionError"] * 3, "401", "401", "403"]
+    for kernel in kernels.values():
+        kernel.close()
