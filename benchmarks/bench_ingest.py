@@ -6,7 +6,8 @@ that of PLACE (/var/tmp, or the environment's). `memory` sends GIB (2, or the en
 eighth of it in bodies of 64 KiB, which are files too, and a tenth in bodies of 16 KiB, which are not; nothing is packed
 meanwhile. The senders are one process, connections that stay open, requests that are made once; its cost is stated.
 
-Where thousands of files were removed in the last minutes, ext4 looks long for each new one: name a fresh PLACE.
+Where thousands of files were removed in the last minutes, an ext4 without a journal looks long for each new one: name
+a fresh PLACE.
 """
 
 import asyncio

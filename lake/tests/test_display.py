@@ -71,6 +71,18 @@ def test_an_array(lake: LocalLake) -> None:
     assert abs(lower[0, 1] - display.HEIGHT / 2) < 2
 
 
+def test_rows_with_times(lake: LocalLake) -> None:
+    rows = np.zeros(90, [("when", "M8[ms]"), ("load", "f4")])
+    rows["when"] = np.datetime64("2026-11-27T04:15:00.250") + np.arange(90) * np.timedelta64(60, "s")
+    rows["load"] = np.arange(90)
+    with lake.transaction():
+        lake.arrays.create("load", 90, rows.dtype)[:] = rows
+        lake.arrays.create("none", 0, rows.dtype)
+    said = shown(lake.arrays["load"])
+    assert said[5:] == ["times", "2026-11-27 04:15:00 to 2026-11-27 05:44:00", "0 to 89, column load"]
+    assert "times" not in shown(lake.arrays["none"])
+
+
 def test_a_stream_and_a_lake(lake: LocalLake) -> None:
     with lake.transaction():
         lake.streams.create("log", attrs={"title": "What was said"}).append(b"x" * 2048, final=True)

@@ -31,6 +31,7 @@ def array_html(array: Array) -> str:
         ("dtype", f"{array.dtype}, {_size(array.nbytes)}"),
         ("order", "F, grows along the last axis" if array.order == "F" else ""),
         ("units", array.units or ""),
+        ("times", _times(array)),
         *_attributes(array.attrs, leave_out=("units",)),
     ]
     return _box(f"array {_text(array.name)}", rows, _picture(array))
@@ -98,6 +99,17 @@ def _size(count: int) -> str:
     while size >= 1024 and unit < len(UNITS) - 1:
         size, unit = size / 1024, unit + 1
     return f"{size:.1f} {UNITS[unit]}" if unit else f"{count:,} bytes"
+
+
+def _times(array: Array) -> str:
+    """Of the first and the last row, where rows have one."""
+    from clachan_lake.plots.series import time_field
+
+    field = time_field(array)
+    if field is None or not array.rows:
+        return ""
+    ends = (array.read_rows(row, row + 1)[field][0].astype("M8[s]") for row in (0, array.rows - 1))
+    return " to ".join(str(end).replace("T", " ") for end in ends)
 
 
 def _picture(array: Array) -> str:

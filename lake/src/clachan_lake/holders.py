@@ -35,8 +35,8 @@ def hold(jar: Any, source: bytes | Path, length: int) -> Any:
 def give(blob: Blob, path: str) -> None:
     """Let a new blob take over a file beside the lake's blobs, which is removed if the blob is not committed.
 
-    As `Blob.consumeFile`, which makes and removes a file before, for its name: to find an inode ext4 passes over all
-    that were removed in the last seconds, and with hundreds of them that takes longer than to write the file."""
+    As `Blob.consumeFile`, which makes and removes a file before, for its name: to find an inode, an ext4 without a
+    journal passes over all that were freed in the last minutes, which with hundreds takes longer than the writing."""
     blob._p_blob_uncommitted = path
     # until it is committed, as ZODB does with its own
     blob._p_blob_ref = weakref.ref(blob, partial(_remove, path))
