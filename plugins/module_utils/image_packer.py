@@ -49,6 +49,8 @@ LONGEST_SOCKET = 75
 """Bytes of a folder's path in which OpenSSH can make its control socket."""
 STEPS = ("Starting VM", "Waiting for SSH", "Connected to SSH", "Provisioning", "Gracefully halting")
 """Of Packer's many lines, those that say how far it is."""
+FAILED_TO_START = "Qemu failed to start"
+"""So Packer says that it ended within the first moments; why, it does not say."""
 PATIENCE_SECONDS = 10
 """For Packer to end after its guest has."""
 FINISH = "sh %s/finish" % BUILD
@@ -241,7 +243,7 @@ class Packer:
             guest = Guest(work)
             errors = follow_output(output, lambda said: guest.watch(said) or thread.is_alive(), tell)
             thread.join()
-        if guest.lost:
+        if guest.lost or any(FAILED_TO_START in line for line in errors):
             raise BuildError("guest of the build: its QEMU ended, expected it to run until Packer turns it off")
         if status != [0]:
             told = hide("\n".join(errors[-40:]))[-2000:]

@@ -24,6 +24,8 @@ if AnsibleCollectionConfig.collection_finder is None:
     init_plugin_loader([str(ROOT / "collections")])
 sys.path.insert(0, str(ROOT / "controller" / "tests"))
 BIN = Path(sys.executable).parent
+LOOPBACK = f"127.{16 + os.getpid() % 199}.0"
+"""Other processes that test at the same time have other addresses."""
 NODE_ID = "5a0f0d4e-0000-4000-8000-000000000001"
 PARTS = ("meta", "plugins", "roles", "playbooks")
 
@@ -112,7 +114,7 @@ class Lab:
         return self.directory / "clachan.yml"
 
     def add_node(self, name: str = "here", identifier: str = NODE_ID, reach: str | None = None) -> None:
-        addresses = {"ipv4": "127.9.0.0/20", "ipv6": "fd00:1::/64", "reach": reach}
+        addresses = {"ipv4": f"{LOOPBACK}.0/20", "ipv6": "fd00:1::/64", "reach": reach}
         about = {"id": identifier, "name": name, "labels": {}, "addresses": addresses, "owner": None, "state": "active"}
         self.records[name] = {"clachan_node": about}
         self.groupings.setdefault("nodes", []).append(name)
@@ -138,7 +140,7 @@ class Lab:
                 "index": index,
                 "user": self.user,
                 "directory": str(directory),
-                "addresses": {"ipv4": f"127.9.0.{16 + index}", "ipv6": f"fd00:1::{16 + index:x}"},
+                "addresses": {"ipv4": f"{LOOPBACK}.{16 + index}", "ipv6": f"fd00:1::{16 + index:x}"},
                 "ports": {"first": 20000 + 20 * index, "count": 20},
                 "limits": {"memory_mib": 64, "tasks": 64, "cpu_milli": 50},
             },

@@ -1,14 +1,14 @@
 """The modules image_fetch and image_export, and the role image_store, with a real controller."""
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -130,17 +130,22 @@ def test_the_role_fetches_and_serves(lab: Any, serving: Any, tmp_path: Path, dis
     published = json.loads((slot / "etc/published.json").read_text())
     assert (published["images"], published["token"]) == (image, "another-token")
     service = json.loads((slot / "etc/services.d/store.json").read_text())
+    from live import until
+
     running = subprocess.Popen(service["command"], stderr=subprocess.PIPE)
     try:
+        place = urlsplit(published["url"])
+        until(lambda: running.poll() is not None or _listens(place.hostname, place.port), 60)
+        assert running.poll() is None, running.communicate()
         source = util("image_transfer").Source(published["url"], "another-token")
         store = util("image_store").ImageStore(str(tmp_path / "third"))
-        end = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(util("image_transfer").TransferError):
-                util("image_transfer").fetch(store, image, [source], 1 << 30)
-                break
-            assert time.monotonic() < end
+        util("image_transfer").fetch(store, image, [source], 1 << 30)
         store.verify(image)
     finally:
         running.terminate()
         running.communicate(timeout=20)
+
+
+def _listens(host: str | None, port: int | None) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex((host, port)) == 0
