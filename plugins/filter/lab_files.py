@@ -63,10 +63,7 @@ def lab_files(instance, wanted):
     slot = str(instance["slot"]["directory"])
     home = os.path.dirname(os.path.dirname(slot))
     pythons = {SCIENCE: home + "/envs/science/bin/python"}
-    for environment in wanted["environments"]:
-        name = str(environment["name"])
-        if not is_name(name) or name in pythons:
-            raise AnsibleFilterError("lab_environments name: %r, expected another name ([a-z][a-z0-9_]{0,30})" % name)
+    for name in environments_of(wanted):
         pythons[name] = "%s/var/environments/%s/bin/python" % (slot, name)
     places = {
         "lake_token": slot + "/etc/lake-token" if wanted["lake_token"] else "",
@@ -88,12 +85,32 @@ def lab_files(instance, wanted):
         files["etc/lake-token"] = _content("%s\n" % wanted["lake_token"])
     for name, python in pythons.items():
         files["etc/data/kernels/%s/kernel.json" % name] = _json(kernel_of(name, python, instance, wanted, places))
-    for environment in wanted["environments"]:
-        files["etc/environments/%s.txt" % environment["name"]] = _content(str(environment["lock"]))
+    files.update(lock_files(wanted))
     for name in NOTEBOOKS:
         # its owner cannot write to it, so Jupyter says so before one has worked in it, and offers to save it elsewhere
         files["%s/examples/%s.ipynb" % (FILES, name)] = {"copy": "notebooks/%s.ipynb" % name, "mode": "0440"}
     return files
+
+
+def by_name(option, entries, taken=()):
+    """The entries by their names, each a name that no other has."""
+    found = {}
+    for entry in entries:
+        name = entry.get("name")
+        if not is_name(name) or name in found or name in taken:
+            raise AnsibleFilterError("%s name: %.80r, expected another name ([a-z][a-z0-9_]{0,30})" % (option, name))
+        found[name] = entry
+    return found
+
+
+def environments_of(wanted, option="lab_environments"):
+    """Those that are declared, by name."""
+    return by_name(option, wanted["environments"], (SCIENCE,))
+
+
+def lock_files(wanted):
+    found = environments_of(wanted)
+    return {"etc/environments/%s.txt" % name: _content(str(one["lock"])) for name, one in found.items()}
 
 
 def _server(instance, slot, kernels, wanted):

@@ -40,6 +40,8 @@ _value:
 import hashlib
 import json
 
+from ansible_collections.clachan.platform.plugins.filter.lab_files import lock_files
+
 PROGRAMS = (
     "culler.py",
     "hub_lake.py",
@@ -67,6 +69,7 @@ def lab_hub_files(instance, wanted):
     }
     for name in PROGRAMS:
         files["etc/hub/%s" % name] = {"copy": "hub/%s" % name}
+    files.update(lock_files(wanted))
     return files
 
 

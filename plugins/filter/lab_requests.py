@@ -38,8 +38,11 @@ _value:
   type: dict
 """
 
+import hashlib
+import os
+
 from ansible.errors import AnsibleFilterError
-from ansible_collections.clachan.platform.plugins.module_utils.names import is_name
+from ansible_collections.clachan.platform.plugins.filter.lab_files import by_name, environments_of
 
 LIMITS = {"memory_mib": 768, "cpu_milli": 100, "disk_mib": 64}
 """With the least of each."""
@@ -47,8 +50,8 @@ MOST = 200
 
 
 def lab_requests(instance, wanted):
-    groups = _by_name("lab_groups", wanted["groups"])
-    users = _by_name("lab_users", wanted["users"])
+    groups = by_name("lab_groups", wanted["groups"])
+    users = by_name("lab_users", wanted["users"])
     if len(users) > MOST:
         raise AnsibleFilterError("lab_users: %d, expected at most %d" % (len(users), MOST))
     if wanted["lake_token_seconds"] < 5:
@@ -57,16 +60,6 @@ def lab_requests(instance, wanted):
     if back and back.get("user") not in users:
         raise AnsibleFilterError("lab_restore user: %.80r, expected one of lab_users" % (back.get("user"),))
     return {name: _request(instance, name, _limits(name, user, groups, wanted), wanted) for name, user in users.items()}
-
-
-def _by_name(option, entries):
-    found = {}
-    for entry in entries:
-        name = entry.get("name")
-        if not is_name(name) or name in found:
-            raise AnsibleFilterError("%s name: %.80r, expected another name ([a-z][a-z0-9_]{0,30})" % (option, name))
-        found[name] = entry
-    return found
 
 
 def _limits(name, user, groups, wanted):
@@ -92,6 +85,8 @@ def _request(instance, name, limits, wanted):
     for word in ("delete_backups", "delete_disk"):
         if wanted.get(word):
             parameters["lab_user_%s" % word] = True
+    if wanted["environments"]:
+        parameters["lab_user_environments"] = _environments(instance, wanted)
     back = wanted.get("restore") or {}
     if back.get("user") == name:
         parameters["lab_user_restore"] = {key: back[key] for key in ("backup", "word") if back.get(key)}
@@ -101,6 +96,15 @@ def _request(instance, name, limits, wanted):
         # hub and launcher speak without TLS
         "placement": {"node": instance["node"]},
     }
+
+
+def _environments(instance, wanted):
+    """Their locks are in the hub's slot: with all the hashes they may be longer than a request."""
+    slot = os.path.basename(str(instance["slot"]["directory"]))
+    return [
+        {"name": name, "slot": slot, "sha256": hashlib.sha256(str(one["lock"]).encode()).hexdigest()}
+        for name, one in environments_of(wanted).items()
+    ]
 
 
 class FilterModule:

@@ -42,7 +42,13 @@ import json
 import os
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.clachan.platform.plugins.filter.lab_files import NOTEBOOKS, SCIENCE, kernel_of, server_settings
+from ansible_collections.clachan.platform.plugins.filter.lab_files import (
+    NOTEBOOKS,
+    SCIENCE,
+    environments_of,
+    kernel_of,
+    server_settings,
+)
 from ansible_collections.clachan.platform.plugins.module_utils.names import is_name
 
 SERVER_MIB = 256
@@ -56,6 +62,9 @@ def lab_user_files(instance, wanted):
     slot = str(instance["slot"]["directory"])
     platform = os.path.dirname(os.path.dirname(slot))
     home = "/home/%s" % wanted["name"]
+    pythons = {SCIENCE: platform + "/envs/science/bin/python"}
+    for name in environments_of(wanted, "lab_user_environments"):
+        pythons[name] = "%s/environments/%s/bin/python" % (wanted["disk"], name)
     kernel = dict(wanted, memory_mib=int(wanted["memory_mib"]) - SERVER_MIB)
     places = {
         "lake_token": slot + "/var/lake-token" if wanted["lake_url"] else "",
@@ -70,11 +79,10 @@ def lab_user_files(instance, wanted):
         "etc/try_kernel.py": {"copy": "try_kernel.py"},
         "etc/launcher.json": _json(_launcher(instance, wanted, platform, home)),
         "etc/jupyter/migrated": {"content": "nothing\n"},
-        "etc/jupyter/jupyter_server_config.json": _json(_server(home)),
-        "etc/data/kernels/%s/kernel.json" % SCIENCE: _json(
-            kernel_of(SCIENCE, platform + "/envs/science/bin/python", instance, kernel, places)
-        ),
+        "etc/jupyter/jupyter_server_config.json": _json(_server(home, sorted(pythons))),
     }
+    for name, python in pythons.items():
+        files["etc/data/kernels/%s/kernel.json" % name] = _json(kernel_of(name, python, instance, kernel, places))
     for name in NOTEBOOKS:
         files["etc/examples/%s.ipynb" % name] = {"copy": "%s/%s.ipynb" % (EXAMPLES_OF, name)}
     return files
@@ -95,8 +103,8 @@ def _launcher(instance, wanted, platform, home):
     }
 
 
-def _server(home):
-    settings = server_settings(home, [SCIENCE])
+def _server(home, kernels):
+    settings = server_settings(home, kernels)
     settings["LabApp"].update(
         user_settings_dir=home + "/.jupyter/lab/settings", workspaces_dir=home + "/.jupyter/lab/workspaces"
     )

@@ -4,7 +4,8 @@
 """The disk of a lab's user: a file of the node that holds an ext4 file system, mounted through a loop device.
 
 All of its room is taken from the node when it is made, so who fills theirs takes none from others, and nobody else can
-take it from them. In it are directories of the user's: `home`, `tmp` and `log`; its root is root's.
+take it from them. In it are directories of the user's: `home`, `tmp` and `log`, and `environments` when there shall be
+some; its root is root's.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Disk:
         self.image, self.mount, self._run, self._check = image, mount, run, check_mode
         self.actions = []
 
-    def present(self, size_mib, uid, gid):
-        """Made, grown and mounted. Raises LabError."""
+    def present(self, size_mib, uid, gid, more=()):
+        """Made, grown and mounted, with `more` directories beside those of all. Raises LabError."""
         size = size_mib << 20
         found = os.stat(self.image).st_size if os.path.exists(self.image) else None
         if found is not None and found > size:
@@ -46,7 +47,7 @@ class Disk:
         if not self.is_mounted():
             self._act("mounted", self._attach)
         if not self._check:
-            self._prepare(uid, gid)
+            self._prepare(uid, gid, dict(DIRECTORIES, **dict.fromkeys(more, 0o700)))
 
     def absent(self):
         """Not mounted any more, whoever still works in it; the image stays."""
@@ -109,12 +110,12 @@ class Disk:
         name = "%d:%d" % (os.major(os.stat(self.mount).st_dev), os.minor(os.stat(self.mount).st_dev))
         return "/dev/" + os.path.basename(os.readlink("/sys/dev/block/" + name))
 
-    def _prepare(self, uid, gid):
+    def _prepare(self, uid, gid, directories):
         """The root of the disk is root's, so nobody else can put anything where these are made."""
         left = os.path.join(self.mount, "lost+found")
         if os.path.isdir(left) and not os.listdir(left):
             os.rmdir(left)
-        for name, mode in DIRECTORIES.items():
+        for name, mode in directories.items():
             self._take_back(name)
             path = os.path.join(self.mount, name)
             if not os.path.isdir(path):

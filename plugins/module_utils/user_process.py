@@ -11,17 +11,20 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import select
 import signal
+import time
 
 
 class UserProcessError(Exception):
     """What the work said when it failed."""
 
 
-def as_user(uid, work):
+def as_user(uid, work, seconds=None):
     """The value of `work()` (what JSON can say), called as that user; here when this process is that user already.
 
-    Raises UserProcessError with the text of any error in it.
+    Raises UserProcessError with the text of any error in it, and when a child gave no answer for so many seconds: that
+    user may have stopped it.
     """
     if os.geteuid() == uid:
         try:
@@ -35,9 +38,9 @@ def as_user(uid, work):
         _answer(writer, uid, work)
     os.close(writer)
     try:
-        with os.fdopen(reader, "rb") as file:
-            raw = file.read()
+        raw = _heard(reader, uid, seconds)
     finally:
+        os.close(reader)
         # that user may have stopped it: never wait for its good will
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -45,6 +48,18 @@ def as_user(uid, work):
     if "error" in answer:
         raise UserProcessError(answer["error"])
     return answer["value"]
+
+
+def _heard(reader, uid, seconds):
+    deadline, parts = time.monotonic() + (seconds or 0), []
+    while True:
+        left = max(0, deadline - time.monotonic()) if seconds else None
+        if not select.select([reader], [], [], left)[0]:
+            raise UserProcessError("the process that became user %d: no answer in %d s" % (uid, seconds))
+        part = os.read(reader, 1 << 16)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
 
 
 def _answer(writer, uid, work):

@@ -17,7 +17,9 @@ description:
     never changed, and one that a kill left half made is made anew. The one before the last is removed.
   - The Python is one that every user of the machine can run, when run by root, as the slots' users need it.
   - C(PIP_*), proxy and certificate variables are remembered in C(pip.json) beside O(path), readable only by its owner,
-    for environments that are made later by a program that does not have them, as the agent.
+    for environments that are made later by a program that does not have them, as the agent. Those that hold no password
+    are in C(pip.shared.json), too, which every user can read, for O(settings).
+  - pip's temporary files are beside what it makes. When it fails, nothing of it is left.
 options:
   path:
     description:
@@ -48,6 +50,11 @@ options:
   bin:
     description:
       - The directory for O(commands).
+    type: path
+  settings:
+    description:
+      - For an environment of an instance, whose user has none of them, the C(pip.shared.json) beside those of the node.
+        Of its variables those hold that this process does not have. pip then keeps no cache.
     type: path
 attributes:
   check_mode:
@@ -94,8 +101,9 @@ from ansible_collections.clachan.platform.plugins.module_utils import layout
 
 OLDEST = (3, 11)
 STAMP = "clachan-environment"
-REMEMBERED = "pip.json"
+REMEMBERED, SHARED = "pip.json", "pip.shared.json"
 NAMES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+NO_ROOM = ("No space left on device", "Disk quota exceeded")
 PIP = ["--disable-pip-version-check", "--no-input", "--quiet"]
 PROBE = """
 import sys, sysconfig
@@ -112,7 +120,7 @@ class Environment:
         self.lock = os.path.join(module.params["files"], "requirements", module.params["lock"] + ".txt")
         self.wheels = [self._wheel(name) for name in module.params["wheels"]]
         self.before = os.readlink(self.path) if os.path.islink(self.path) else None
-        self.python = None
+        self.python = self.folder = None
 
     def _wheel(self, name):
         folder = os.path.join(self.module.params["files"], "wheels")
@@ -146,20 +154,30 @@ class Environment:
 
     def _build(self):
         self.python = find_python(shared=os.geteuid() == 0)
-        self.variables = remember_variables(os.path.join(os.path.dirname(self.path), REMEMBERED))
+        settings = self.module.params["settings"]
+        # a cache would lie in the user's slot, beside the disk that holds what the user takes
+        self.variables = dict(read_variables(settings), PIP_NO_CACHE_DIR="1") if settings else {}
+        self.variables.update(remember_variables(os.path.join(os.path.dirname(self.path), REMEMBERED)))
         shutil.rmtree(self.folder, ignore_errors=True)
+        temporary = os.path.join(self.folder, "tmp")
+        os.makedirs(temporary)
+        self.variables["TMPDIR"] = temporary
         pip = self._venv()
         self._run([*pip, "install", *PIP, "--require-hashes", "-r", self.lock])
         if self.wheels:
             self._run([*pip, "install", *PIP, "--no-deps", "--no-index", *self.wheels])
+        shutil.rmtree(temporary)
         layout.write_file(os.path.join(self.folder, STAMP), self.python.encode(), 0o644)
 
     def _venv(self):
         """Make the bare environment; returns the command of its pip."""
         inside = os.path.join(self.folder, "bin", "python")
         bundled = self.module.run_command([self.python, "-Ic", "import ensurepip"])[0] == 0
-        self._run([self.python, "-Im", "venv", *([] if bundled else ["--without-pip"]), self.folder])
-        if not bundled:
+        # pip by a command of its own: venv would keep to itself what it said
+        self._run([self.python, "-Im", "venv", "--without-pip", self.folder])
+        if bundled:
+            self._run([inside, "-Im", "ensurepip", "--upgrade", "--default-pip"])
+        else:
             self._copy_pip(inside)
         return [inside, "-Im", "pip"]
 
@@ -177,11 +195,16 @@ class Environment:
     def _run(self, command):
         status, out, err = self.module.run_command(command, cwd="/", environ_update=self.variables)
         if status:
-            self.module.fail_json(
-                msg="command %s: exit status %d, expected 0" % (" ".join(command[:5]), status),
-                stdout=hide_passwords(out),
-                stderr=hide_passwords(err),
-            )
+            message = "command %s: exit status %d, expected 0" % (" ".join(command[:5]), status)
+            self.give_up(message, stdout=hide_passwords(out), stderr=hide_passwords(err))
+
+    def give_up(self, message, **said):
+        """What is half made takes no room from whoever works on the same file system."""
+        if self.folder and not os.path.exists(os.path.join(self.folder, STAMP)):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if any(part in text for part in NO_ROOM for text in (message, *said.values())):
+            message = "environment %s: no room in %s, expected more" % os.path.split(self.path)[::-1]
+        self.module.fail_json(msg=message, **said)
 
     def _prune(self):
         """Keep the one in use and the one before, which programs may still run from until they are restarted."""
@@ -213,9 +236,18 @@ def remember_variables(path):
     }
     if present:
         layout.write_file(path, json.dumps(present).encode(), 0o600)
-        return present
+    else:
+        present = read_variables(path)
+    if not present:
+        return {}
+    shared = {name: value for name, value in present.items() if hide_passwords(value) == value}
+    layout.write_file(os.path.join(os.path.dirname(path), SHARED), json.dumps(shared).encode(), 0o644)
+    return present
+
+
+def read_variables(path):
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path or os.devnull, encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError):
         return {}
@@ -265,6 +297,13 @@ def _unfit(path, shared):
     return None
 
 
+def make(environment):
+    try:
+        return environment.make()
+    except OSError as error:
+        environment.give_up("environment %s: %s, expected to make it" % (environment.path, error))
+
+
 def main():
     module = AnsibleModule(
         argument_spec={
@@ -274,6 +313,7 @@ def main():
             "wheels": {"type": "list", "elements": "str", "required": True},
             "commands": {"type": "list", "elements": "str"},
             "bin": {"type": "path"},
+            "settings": {"type": "path"},
         },
         required_by={"commands": "bin"},
         supports_check_mode=True,
@@ -283,7 +323,7 @@ def main():
         module.exit_json(changed=True, folder=None)
     try:
         environment = Environment(module)
-        changed = environment.make()
+        changed = make(environment)
     except layout.HomeError as error:
         module.fail_json(msg=str(error))
     result = {"changed": changed, "folder": environment.folder, "python": environment.python}

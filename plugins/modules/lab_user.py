@@ -66,6 +66,29 @@ options:
     description: Another word brings the last backup back again.
     type: str
     default: ""
+  slot:
+    description: The directory of the user's slot. Needed with O(environments), and to remove what it does not name.
+    type: path
+  environments:
+    description:
+      - The kernel environments of the user. Their locks are brought from the hub's slot to O(slot), where the user can
+        read them, and O(mount) gets a folder for them. Kernels, locks and environments of other names are removed.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: What the kernel is called.
+        type: str
+        required: true
+      slot:
+        description: The name of the hub's slot, which has the lock.
+        type: str
+        required: true
+      sha256:
+        description: The sum of the lock's content.
+        type: str
+        required: true
   state:
     description: V(absent) ends all that the user runs, and removes all but O(image).
     type: str
@@ -112,11 +135,13 @@ actions:
   elements: str
 """
 
-import pwd
+import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.clachan.platform.plugins.module_utils.lab_backup import Backups
+from ansible_collections.clachan.platform.plugins.module_utils.lab_backup import OPTIONS, Backups, account_of
 from ansible_collections.clachan.platform.plugins.module_utils.lab_disk import Disk, LabError
+from ansible_collections.clachan.platform.plugins.module_utils.lab_environments import ENTRY, FOLDER, Environments
+from ansible_collections.clachan.platform.plugins.module_utils.lab_home import Home
 from ansible_collections.clachan.platform.plugins.module_utils.lab_limits import Group
 
 NEEDED = ("size_mib", "memory_mib", "cpu_milli", "tasks")
@@ -127,10 +152,7 @@ class LabUser:
 
     def __init__(self, module):
         self._params, self._check = module.params, module.check_mode
-        try:
-            self._account = pwd.getpwnam(module.params["user"])
-        except KeyError:
-            raise LabError("user %s: unknown, expected one of the node" % module.params["user"]) from None
+        self._account = account_of(module.params["user"])
         self._disk = Disk(module.params["image"], module.params["mount"], module.run_command, module.check_mode)
         self._group = Group(module.params["user"], self._account.pw_uid, check_mode=module.check_mode)
 
@@ -142,24 +164,24 @@ class LabUser:
 
     def present(self):
         params = self._params
-        self._disk.present(params["size_mib"], self._account.pw_uid, self._account.pw_gid)
+        more = [FOLDER] if params["environments"] else []
+        self._disk.present(params["size_mib"], self._account.pw_uid, self._account.pw_gid, more)
         held = self._group.present(params["memory_mib"], params["cpu_milli"], params["tasks"])
         found = self._save() if params["archives"] else {}
+        if params["slot"]:
+            environments = Environments(params["slot"], params["mount"], self._account, self._check)
+            environments.keep(params["environments"])
+            self._disk.actions += environments.actions
         return dict(self._result(held), backups=found)
 
     def _save(self):
         params = self._params
-        backups = Backups(params["archives"], params["mount"], self._account, self._check)
-        backups.make(params["backups"])
-        if params["restore"] and backups.is_due(params["restore"], params["restore_word"]):
-            backups.check(params["restore"])
-            self._group.end()
-            backups.bring_back(params["restore"], params["restore_word"])
-            self._group.end()  # what was started meanwhile works in what was replaced
-        if params["delete_backups"]:
-            backups.remove_others(params["backups"])
+        # the root of the disk is root's
+        home, mark = Home(params["mount"], self._account, 0), os.path.join(params["mount"], "restored")
+        backups = Backups(params["archives"], home, mark, self._check)
+        found = backups.keep(params, self._group.end)
         self._disk.actions += backups.actions
-        return backups.found()
+        return found
 
     def _result(self, held):
         actions = self._disk.actions + (["limited"] if self._group.changed else [])
@@ -176,12 +198,11 @@ def main():
             "memory_mib": {"type": "int"},
             "cpu_milli": {"type": "int"},
             "tasks": {"type": "int"},
-            "backups": {"type": "list", "elements": "str", "default": []},
             "archives": {"type": "path"},
-            "delete_backups": {"type": "bool", "default": False},
-            "restore": {"type": "str", "default": ""},
-            "restore_word": {"type": "str", "default": ""},
+            "slot": {"type": "path"},
+            "environments": {"type": "list", "elements": "dict", "default": [], "options": ENTRY},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            **OPTIONS,
         },
         required_if=[("state", "present", NEEDED)],
         supports_check_mode=True,

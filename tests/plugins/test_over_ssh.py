@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
-from .conftest import Lab
+from .conftest import ROOT, Lab
 from .payloads import payloads
 
 pytestmark = pytest.mark.slow
@@ -79,3 +80,20 @@ def test_an_address_that_is_no_address_leaves_the_host_out(far: Lab, reach: str)
     shown = far.ansible("--list", program="ansible-inventory")
     assert "inventory leaves out a host: node here: reach" in shown.err.replace("\n", " ")
     assert "home.one" not in json.loads(shown.out)["_meta"]["hostvars"]
+
+
+def test_the_home_of_a_lab_is_saved_and_brought_back(far: Lab) -> None:
+    defaults = yaml.safe_load((ROOT / "roles/lab/defaults/main.yml").read_text())
+    given = defaults | {"lab_token": "token-of-the-lab_0123456789", "lab_backups": ["first"]}
+    slot = far.add("home.lab", "clachan.platform.lab", parameters=given, sealed=["lab_token"])
+    work = slot / "var/home" / "work.txt"
+    work.parent.mkdir()
+    work.write_text("before")
+    done = far.push()
+    assert (done.status, done.recap()["home.lab"]["changed"]) == (0, 2), done.all
+    assert list(json.loads(json.loads((slot / "etc/published.json").read_text())["backups"])) == ["first"]
+    work.write_text("after")
+    far.records["home.lab"]["lab_restore"] = {"backup": "first"}
+    done = far.push()
+    assert (done.status, work.read_text()) == (0, "before"), done.all
+    assert far.push().recap()["home.lab"]["changed"] == 0

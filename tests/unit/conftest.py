@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
+import tempfile
 
 import pytest
 from ansible.utils.collection_loader import AnsibleCollectionConfig
@@ -77,3 +79,14 @@ def foreign_slot(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("this machine cannot: the tests do not run as root")
     return make_slot(tmp_path / "s001", "nobody")
+
+
+@pytest.fixture
+def reachable_slot():
+    """As foreign_slot, where that user can walk to it."""
+    if os.geteuid() != 0:
+        pytest.skip("this machine cannot: the tests do not run as root")
+    folder = tempfile.mkdtemp(prefix="slot-")
+    os.chmod(folder, 0o711)
+    yield make_slot(os.path.join(folder, "s002"), "nobody")
+    shutil.rmtree(folder)

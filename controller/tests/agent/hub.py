@@ -51,6 +51,7 @@ def platform_collection(home: Path) -> Path:
     collection = home / "ansible_collections/clachan/platform"
     for part in ("plugins", "playbooks", "meta", "roles"):
         shutil.copytree(ROOT / part, collection / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (collection / "files").symlink_to(ROOT / "files")
     listed = [
         {"name": str(path.relative_to(collection)), "ftype": "file", "chksum_sha256": sha256(path.read_bytes())}
         for path in sorted(collection.glob("roles/*/meta/*.yml"))
@@ -140,6 +141,17 @@ class HubNode(Node):
         self.order()
 
     def order(self, **options: Any) -> None:
+        self.want(**options)
+        wanted = {user["name"] for user in self._hub["lab_users"]}
+        for name in wanted:
+            self.wait_new(name)
+        self._places = {name: {"state": "started", "published": self.published(name)} for name in wanted}
+        self._declare_hub()
+        self.send()
+        self.wait_new("hub")
+
+    def want(self, **options: Any) -> None:
+        """The hub, and the places that it asks for then."""
         self._hub |= options
         self._declare_hub()
         self.send()
@@ -151,12 +163,11 @@ class HubNode(Node):
         for path in folder.iterdir():
             self._declare_place(path.stem, json.loads(path.read_text()))
         self.send()
-        for name in wanted:
-            self.wait_new(name)
-        self._places = {name: {"state": "started", "published": self.published(name)} for name in wanted}
-        self._declare_hub()
-        self.send()
-        self.wait_new("hub")
+
+    def said(self, name: str) -> str:
+        """Of its last fact."""
+        found = [fact for fact in self.facts("instance") if fact.instance == f"id-{name}"]
+        return f"{found[-1].state}: {found[-1].message}"
 
     def _declare_hub(self) -> None:
         sealed = ["lab_token", "lab_lake_token"]
@@ -264,8 +275,8 @@ class Person:
         headers = {"X-XSRFToken": self._xsrf(where + "/")}
         return self.session.request(method, self.base + where + path, json=body, headers=headers, timeout=60)
 
-    def kernel(self) -> "Kernel":
-        made = self.ask("POST", "/api/kernels", {"name": "science"})
+    def kernel(self, name: str = "science") -> "Kernel":
+        made = self.ask("POST", "/api/kernels", {"name": name})
         assert made.status_code == 201, made.text
         return Kernel(self, made.json()["id"])
 

@@ -5,7 +5,10 @@ import os
 import pwd
 import signal
 import subprocess
+import sysconfig
+import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,7 +18,7 @@ import pytest
 from clachan.agent.processes import end_all_of
 
 from .conftest import Artifact, unix_users
-from .hub import LAKE_SECRET, NEEDS, HubNode, Kernel, Person, platform_collection, settles
+from .hub import LAKE_SECRET, NEEDS, HubNode, Kernel, Person, platform_collection, settles, sha256
 
 pytestmark = NEEDS
 
@@ -44,7 +47,11 @@ def node(folder: Path, things: Artifact, users: list[str], controller: live.Live
     try:
         found.order_lake()
         found.order_hub(
-            [{"name": "alice"}, {"name": "bob"}, {"name": "carol", "memory_mib": 768}],
+            [
+                {"name": "alice", "disk_mib": 160},
+                {"name": "bob", "disk_mib": 96},
+                {"name": "carol", "memory_mib": 768},
+            ],
             lab_controller_url=controller.url,
             lab_controller_ca=Path(controller.ca_file).read_text(),
             lab_lake_url=found.published("lake")["url"],
@@ -126,7 +133,7 @@ def test_limits_are_shown_before_the_start(node: HubNode, tokens: dict[str, str]
     shown = one.login()
     assert [cookie.name for cookie in one.session.cookies if not cookie.secure] == []
     shown = one.get("/hub/spawn")
-    limits = "1.0 processors, 1024 MiB of memory, 512 processes and threads, 64 MiB of disk"
+    limits = "1.0 processors, 1024 MiB of memory, 512 processes and threads, 96 MiB of disk"
     assert f"Your limits: {limits}." in shown.text
     assert "nobody uses for 60 minutes is stopped" in shown.text
     assert node.published("carol")["limits"].split(", ")[1] == "768 MiB of memory"
@@ -358,6 +365,122 @@ def test_backups_of_homes(node: HubNode, working: dict[str, Person]) -> None:
     assert text() == "before"
     node.order(lab_restore={}, lab_delete_backups=True)
     assert not archive.exists()
+
+
+def packages(folder: Path) -> dict[str, str]:
+    """A folder of packages: `tiny`, which only says its version, and `lent`, which lends what a kernel needs, those of
+    the Python that runs this test. Lines of a lock by what they install."""
+    folder.mkdir()
+    own = sysconfig.get_path("purelib")
+    contents = {
+        "tiny-1.0": {"tiny.py": "VERSION = '1.0'\n"},
+        "tiny-2.0": {"tiny.py": "VERSION = '2.0'\n"},
+        "lent-1.0": {"lent.pth": f"{own}\n"},
+    }
+    lines = {}
+    for name, files in contents.items():
+        path, about = folder / f"{name}-py3-none-any.whl", f"{name}.dist-info"
+        with zipfile.ZipFile(path, "w") as archive:
+            for file, text in files.items():
+                archive.writestr(file, text)
+            title, version = name.split("-")
+            archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {title}\nVersion: {version}\n")
+            archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{about}/RECORD", "")
+        lines[name] = f"{title}=={version} --hash=sha256:{sha256(path.read_bytes())}\n"
+    return lines
+
+
+@pytest.fixture(scope="module")
+def locks(node: HubNode) -> Iterator[dict[str, list[dict[str, str]]]]:
+    """What `lab_environments` may be, by the version of `tiny`. Only the node's settings say where packages are."""
+    lines = packages(node.home / "packages")
+    settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(node.home / "packages")}
+    (node.home / "envs/pip.shared.json").write_text(json.dumps(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("PIP_")]:
+            patch.delenv(name)  # the agent has none
+        yield {
+            version: [{"name": "sky", "lock": f"# of {{{{ 7 * 6 }}}}\n{lines['lent-1.0']}{lines[f'tiny-{version}']}"}]
+            for version in ("1.0", "2.0")
+        }
+
+
+def shown(person: Person) -> set[str]:
+    return set(person.ask("GET", "/api/kernelspecs").json()["kernelspecs"])
+
+
+def version(person: Person) -> str:
+    with closing(person.kernel("sky")) as kernel:
+        return kernel.run("import tiny; print(tiny.VERSION)")
+
+
+def test_an_environment_that_does_not_fit(
+    node: HubNode, working: dict[str, Person], locks: dict[str, list[dict[str, str]]]
+) -> None:
+    place = node.disk("bob") / "environments"
+    with closing(working["bob"].kernel()) as kernel:
+        kernel.run("import os; free = os.statvfs('.'); big = (free.f_bavail * free.f_frsize >> 20) - 6")
+        kernel.run("open('big', 'wb').write(bytes(big << 20))")
+        node.want(lab_environments=locks["1.0"])
+        node.until(lambda: node.said("bob").startswith("failed"), 120)
+        assert f"environment sky: no room in {place}, expected more" in node.said("bob")
+        # home and server stay, and nothing is left of what did not fit
+        assert kernel.run("print(os.path.getsize('big') == big << 20 > 40 << 20)") == "True"
+        assert [path.name for path in place.iterdir() if path.name.startswith("sky-")] == []
+        kernel.run("os.unlink('big')")
+    node.order()
+    assert (place / "sky/bin/python").exists()
+
+
+def test_environments_of_users(
+    node: HubNode, working: dict[str, Person], locks: dict[str, list[dict[str, str]]]
+) -> None:
+    alice, link = working["alice"], node.disk("alice") / "environments/sky"
+    node.order(lab_environments=locks["1.0"])
+    first = os.readlink(link)
+    uid = pwd.getpwnam(node.records["home.alice"]["clachan_instance"]["slot"]["user"]).pw_uid
+    assert {path.lstat().st_uid for path in (link.parent / first).rglob("*")} == {uid}
+    assert shown(alice) == {"science"}, "a server that runs stays as it is"
+    alice.stop_server()
+    settles(lambda: node.kept("alice", "ready").stdout == "server is not asked for\n")
+    alice.open_server()
+    assert (shown(alice), version(alice)) == ({"science", "sky"}, "1.0")
+    with closing(alice.kernel("sky")) as running:
+        tried = f"""
+import tiny, os
+for place in (tiny.__file__, {str(link)!r} + "/x", {str(link.parent)!r} + "/x", os.path.dirname(tiny.__file__) + "/x"):
+    try:
+        open(place, "a")
+        print("written")
+    except OSError as error:
+        print(error.strerror)
+try:
+    os.rename({str(link)!r}, {str(link)!r} + "2")
+except OSError as error:
+    print(error.strerror)
+"""
+        assert running.run(tried).splitlines() == ["Read-only file system"] * 5
+        # another lock, and the former one: each is there at once, and what runs goes on in its own
+        node.order(lab_environments=locks["2.0"])
+        assert (os.readlink(link) != first, version(alice)) == (True, "2.0")
+        assert running.run("import wave; print(tiny.VERSION)") == "1.0"
+    made = (link.parent / first / "clachan-environment").stat().st_mtime_ns
+    node.order(lab_environments=locks["1.0"])
+    assert (os.readlink(link), version(alice)) == (first, "1.0")
+    assert (link.parent / first / "clachan-environment").stat().st_mtime_ns == made, "not made again"
+    runs = node.runs()
+    node.order()
+    assert [run.hosts for run in node.facts("run")[runs:] if run.changed] == []
+
+
+def test_an_environment_that_is_taken_out_leaves_nothing(node: HubNode) -> None:
+    node.order(lab_environments=[])
+    for name in ("alice", "bob"):
+        etc = node.directory(name) / "etc"
+        assert [path.name for path in (etc / "data/kernels").iterdir()] == ["science"]
+        assert list((etc / "environments").iterdir()) == []
+        assert [path.name for path in (node.disk(name) / "environments").glob("sky*")] == []
 
 
 def test_a_user_who_goes_leaves_the_disk_only(node: HubNode, working: dict[str, Person], users: list[str]) -> None:

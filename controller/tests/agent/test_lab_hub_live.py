@@ -20,6 +20,8 @@ from .test_lab_hub import groups
 pytestmark = NEEDS
 AGENT = [sys.executable, "-m", "clachan.agent"]
 FILES = ROOT / "files"
+LOCK = "# of {{ 7 * 6 }}\n" * 12000
+"""Of nothing, and longer than what a request may say."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,6 @@ def node(folder: Path, things: Artifact, users: list[str]) -> Iterator[HubNode]:
     home = folder / "ordered"
     home.mkdir(mode=0o755)
     platform = platform_collection(folder / "ordered_platform")
-    (platform / "ansible_collections/clachan/platform/files").symlink_to(FILES)
     found = HubNode(home, platform, things, users)
     for link in (home / "envs").iterdir():
         link.unlink()
@@ -78,7 +79,7 @@ def test_hubs_of_two_tenants_are_ordered_and_removed(node: HubNode, folder: Path
             for software in ("lake", "lab", "lab_user"):
                 controller.supply(NODE, f"clachan.platform.{software}")
             order(controller, "home", [{"name": "alice"}, {"name": "bob", "group": "small"}])
-            order(controller, "zeta", [{"name": "carol"}])
+            order(controller, "zeta", [{"name": "carol"}], lab_environments=[{"name": "sky", "lock": LOCK}])
             until(lambda: state(controller, "home.hub") == state(controller, "zeta.hub") == "started", controller, node)
             assert (state(controller, "home.hub.alice"), state(controller, "home.hub.bob")) == ("started", "started")
             shown = controller.ok("GET", "/instances/home.hub.bob")["published"]
@@ -113,7 +114,7 @@ def state(controller: live.Live, path: str) -> str:
     return str(controller.ok("GET", f"/instances/{path}")["observed"]["state"])
 
 
-def order(controller: live.Live, tenant: str, people: list[dict[str, str]]) -> None:
+def order(controller: live.Live, tenant: str, people: list[dict[str, str]], **more: object) -> None:
     """A lake and a hub beside it."""
     lake = f"{tenant}.lake"
     controller.request(lake, "clachan.platform.lake", parameters={"lake_tls": True})
@@ -132,6 +133,7 @@ def order(controller: live.Live, tenant: str, people: list[dict[str, str]]) -> N
             "lab_lake_url": {"from": lake, "key": "url"},
             "lab_lake_ca": {"from": lake, "key": "certificate"},
             "lab_lake_token": {"from": lake, "key": "token"},
+            **more,
         },
     )
 
@@ -178,6 +180,9 @@ def tenants_do_not_see_one_another(controller: live.Live, node: HubNode, alice: 
     foreign.session.close()
     views = {path: controller.ok("GET", f"/instances/{path}") for path in ("zeta.lake", "zeta.hub.carol")}
     slots = {path: Path(view["slot"]["directory"]) for path, view in views.items()}
+    sky = node.home / "mounts" / slots["zeta.hub.carol"].name / "environments/sky"
+    assert [path.name for path in sky.glob("lib/python3*/site-packages/clachan_lake")] == ["clachan_lake"]
+    assert (slots["zeta.hub.carol"] / "etc/environments/sky.txt").read_text() == LOCK
     kernels = {one.name: one.kernel() for one in (alice, carol)}
     for name, kernel in kernels.items():
         made = f"from clachan_lake import open_lake\nopen_lake().arrays.create('of/{name}', (3,), 'f8')"

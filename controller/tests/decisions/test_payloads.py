@@ -122,3 +122,12 @@ def test_names_that_would_run_something_are_no_parameters(role: str) -> None:
     judge = ParameterSchema(schema)
     for text in TEXTS.values():
         assert list(judge.problems(sample(schema) | {text: 1})), text
+
+
+def test_whose_home_is_brought_back_is_said_to_a_hub_only() -> None:
+    judge = ParameterSchema(schema_of("lab"))
+    for given in ({}, {"backup": "friday"}, {"backup": "friday", "word": "again"}):
+        assert not list(judge.problems({"lab_restore": given}))
+    refused = list(judge.problems({"lab_restore": {"backup": "friday", "user": "alice"}}))
+    text = "parameter lab_restore.user: unknown, expected one of backup, word"
+    assert [(problem.field, problem.message) for problem in refused] == [("parameters.lab_restore.user", text)]

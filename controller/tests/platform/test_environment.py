@@ -1,6 +1,8 @@
 """The module `environment`: made once from lock and wheels, made anew when they change or a kill left it half made."""
 
+import hashlib
 import importlib
+import json
 import os
 import pathlib
 import subprocess
@@ -100,6 +102,12 @@ def test_where_packages_come_from_is_remembered(
     monkeypatch.setenv("PIP_INDEX_URL", "https://index.example/simple")
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     given = {"PIP_INDEX_URL": "https://index.example/simple", "https_proxy": "http://proxy.example:3128"}
+    secret = {"PIP_EXTRA_INDEX_URL": "https://me:secret@other.example/simple"}
+    monkeypatch.setenv(*next(iter(secret.items())))
+    assert code.remember_variables(str(remembered)) == given | secret  # type: ignore[attr-defined]
+    shared = folder / "pip.shared.json"
+    assert (json.loads(shared.read_text()), shared.stat().st_mode & 0o777) == (given, 0o644), "without passwords"
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL")
     assert code.remember_variables(str(remembered)) == given  # type: ignore[attr-defined]
     assert remembered.stat().st_mode & 0o777 == 0o600
     monkeypatch.delenv("PIP_INDEX_URL")
@@ -131,7 +139,7 @@ class WithoutEnsurepip:
     check_mode = False
 
     def __init__(self, **params: object) -> None:
-        self.params = {"commands": None, "bin": None, **params}
+        self.params = {"commands": None, "bin": None, "settings": None, **params}
 
     def run_command(self, command: list[str], cwd: str = "/", environ_update: dict[str, str] | None = None):
         if "import ensurepip" in command:
@@ -173,3 +181,40 @@ def test_an_environment_of_a_lock_elsewhere_and_no_wheels(module: Module, folder
     assert not [name for name in packages if name.startswith("small")]
     (folder / "mine.txt").write_text("# other\n")
     assert module("environment", **wanted)["folder"] != made["folder"]
+
+
+@needs_root
+@pytest.mark.root
+@pytest.mark.slow
+def test_what_does_not_fit_leaves_nothing(module: Module, folder: pathlib.Path) -> None:
+    wheel(folder / "files", "one")
+    small = folder / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", small], check=False).returncode:
+        pytest.skip("this machine cannot: no mounts")
+    try:
+        made = module("environment", path=small / "e", files=folder / "files", lock="nothing", wheels=["small"])
+        assert made["msg"] == f"environment e: no room in {small}, expected more"
+        assert [path.name for path in small.iterdir() if path.is_dir()] == []
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.slow
+def test_the_nodes_settings_serve_who_has_none(
+    module: Module, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_") or name.startswith(("SSL_", "REQUESTS_"))]:
+        monkeypatch.delenv(name)
+    wheel(folder / "files", "of the node")
+    found = folder / "files/wheels/small-1.0-py3-none-any.whl"
+    digest = hashlib.sha256(found.read_bytes()).hexdigest()
+    (folder / "mine.txt").write_text(f"small==1.0 --hash=sha256:{digest}\n")
+    settings = folder / "pip.shared.json"
+    settings.write_text(json.dumps({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(found.parent)}))
+    place = folder / "own"
+    place.mkdir()
+    wanted = {"path": place / "e", "files": folder / "files", "lock": folder / "mine", "wheels": []}
+    made = module("environment", settings=settings, **wanted)
+    assert made["changed"], made
+    assert output(place / "e/bin/small") == "of the node"

@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -31,7 +32,7 @@ def wanted(*users, **more):
     plain = dict.fromkeys(("lake_url", "lake_token", "lake_ca", "controller_ca"), "")
     plain.update(users=list(users), groups=[], memory_mib=1024, cpu_milli=1000, disk_mib=2048)
     plain.update(tls=True, token=SECRET, controller_url="https://c:1", lake_scopes=["write"], lake_token_seconds=3600)
-    return dict(plain, idle_seconds=3600, **more)
+    return dict(dict(plain, idle_seconds=3600, environments=[]), **more)
 
 
 def limits(request):
@@ -57,6 +58,29 @@ def test_what_is_brought_back_is_one_users():
     assert found["alice"]["parameters"]["lab_user_backups"] == ["friday"]
 
 
+def test_environments_are_handed_on_by_the_sums_of_their_locks():
+    lock = "a==1 # {{ x }} é\n"
+    given = wanted({"name": "alice"}, environments=[{"name": "sky", "lock": lock}])
+    assert lab_hub_files(instance(), given)["etc/environments/sky.txt"] == {"content": lock}
+    digest = hashlib.sha256(lock.encode()).hexdigest()
+    parameters = lab_requests(instance(), given)["alice"]["parameters"]
+    assert parameters["lab_user_environments"] == [{"name": "sky", "slot": "s003", "sha256": digest}]
+    without = lab_requests(instance(), wanted({"name": "alice"}))["alice"]["parameters"]
+    assert "lab_user_environments" not in without
+
+
+def test_environments_of_a_user_are_on_the_disk():
+    disk = "/var/lib/clachan/mounts/s004"
+    given = dict(wanted(), name="alice", secret="s" * 20, disk=disk, held={})
+    files = lab_user_files(instance(), dict(given, environments=[{"name": "sky"}]))
+    kernel = json.loads(files["etc/data/kernels/sky/kernel.json"]["content"])
+    assert kernel["argv"][1:3] == ["--data=%d" % (768 << 20), disk + "/environments/sky/bin/python"]
+    settings = json.loads(files["etc/jupyter/jupyter_server_config.json"]["content"])
+    assert settings["KernelSpecManager"]["allowed_kernelspecs"] == ["science", "sky"]
+    with pytest.raises(AnsibleFilterError, match=r"^lab_user_environments name: 'science', expected another name"):
+        lab_user_files(instance(), dict(given, environments=[{"name": "science"}]))
+
+
 @pytest.mark.parametrize(
     ("users", "more", "message"),
     [
@@ -64,6 +88,11 @@ def test_what_is_brought_back_is_one_users():
         ([{"name": "bob"}, {"name": "bob"}], {}, "lab_users name: 'bob', expected another name"),
         ([{"name": "bob", "group": "few"}], {}, "lab_users bob: group 'few', expected one of lab_groups"),
         ([{"name": "bob", "memory_mib": 700}], {}, "lab_users bob: memory_mib 700, expected at least 768"),
+        (
+            [{"name": "bob"}],
+            {"environments": [{"name": "../x", "lock": ""}]},
+            "lab_environments name: '../x', expected another name",
+        ),
         ([{"name": "bob"}], {"restore": {"user": "eve"}}, "lab_restore user: 'eve', expected one of lab_users"),
     ],
 )
