@@ -13,8 +13,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from typing import NoReturn
 
 from measured import ROOT, header, row
 
@@ -134,52 +134,60 @@ def links(network: Network) -> list[dict[str, object]]:
 
 
 def throughput(network: Network, target: str) -> float:
-    """Gbit/s of one TCP connection from the first guest to the second."""
+    """Gbit/s of one TCP connection from the first guest to the second; each end is a process on a processor of its own,
+    as far as there are some."""
     with inside(f"{network.name}-g1"):
         listener = socket.create_server((target, 5001))
     with inside(f"{network.name}-g0"):
         sender = socket.create_connection((target, 5001), 10)
     receiver, _ = listener.accept()
-    taken = 0
-
-    def take() -> None:
-        nonlocal taken
-        buffer = bytearray(1 << 20)
-        while count := receiver.recv_into(buffer):
-            taken += count
-
-    worker = threading.Thread(target=take)
-    worker.start()
-    data, started = bytes(1 << 20), time.perf_counter()
-    while time.perf_counter() - started < SECONDS:
-        sender.sendall(data)
-    sender.close()
-    worker.join()
-    seconds = time.perf_counter() - started
-    receiver.close()
     listener.close()
+    processors = os.sched_getaffinity(0)
+    child = os.fork()
+    if child == 0:
+        receiver.close()
+        _send(sender, max(processors))
+    sender.close()
+    os.sched_setaffinity(0, {min(processors)})
+    taken, buffer, started = 0, bytearray(1 << 20), time.perf_counter()
+    while count := receiver.recv_into(buffer):
+        taken += count
+    seconds = time.perf_counter() - started
+    os.sched_setaffinity(0, processors)
+    os.waitpid(child, 0)
+    receiver.close()
     return taken * 8 / seconds / 1e9
+
+
+def _send(sender: socket.socket, processor: int) -> NoReturn:
+    """The other end; never comes back."""
+    try:
+        os.sched_setaffinity(0, {processor})
+        data, end = bytes(1 << 20), time.perf_counter() + SECONDS
+        while time.perf_counter() < end:
+            sender.sendall(data)
+    finally:
+        os._exit(0)
 
 
 def link(network: Network) -> None:
     ours = links(network)
     crowd = isolation.elements([*ours, *members()[6:]], isolation.RESERVED)
-    pairs = []
-    for _ in range(ROUNDS):
-        with inside(network.node):
-            apply(isolation_rules.whole(HOME, crowd))
-        filtered = throughput(network, str(ours[1]["ipv4"]))
-        with inside(network.node):
-            apply(isolation_rules.removal())
-        pairs.append((filtered, throughput(network, str(ours[1]["ipv4"]))))
-    filtered, bare = (statistics.median(one) for one in zip(*pairs, strict=True))
-    ratio = statistics.median(one / other for one, other in pairs)
+    measured: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(ROUNDS):
+        # who is first changes, as the machine's other work does
+        for is_filtered in (number % 2 == 0, number % 2 == 1):
+            with inside(network.node):
+                apply(isolation_rules.whole(HOME, crowd) if is_filtered else isolation_rules.removal())
+            measured[is_filtered].append(throughput(network, str(ours[1]["ipv4"])))
+    filtered, bare = (statistics.median(measured[which]) for which in (True, False))
+    ratio = statistics.median(one / other for one, other in zip(measured[True], measured[False], strict=True))
     row(
         "two links, 1,000 clusters beside them",
         f"{filtered:.1f} Gbit/s",
         f"{bare:.1f} Gbit/s",
         f"{ratio:.2f}",
-        ">= 0.95",
+        f">= 0.95 {'ok' if ratio >= 0.95 else 'MISSED'}",
     )
 
 
