@@ -60,7 +60,7 @@ print(server.server_address[1], flush=True)
 server.serve_forever()
 """
 TIMES = 4
-BY_URL_TIMES = 15
+BY_URL_TIMES, SETTLED_SECONDS = 15, 0.2
 
 
 @contextmanager
@@ -200,6 +200,8 @@ def _medians(works: dict[str, Callable[[], Any]]) -> dict[str, float]:
         # in another order each time: who comes behind one that has let go of memory gets that, and more cheaply
         chance.shuffle(names)
         for name in names:
+            # servers have still to let go of what they have just sent
+            time.sleep(SETTLED_SECONDS)
             times[name].append(seconds(works[name]))
     return {name: statistics.median(all_of_it) for name, all_of_it in times.items()}
 
