@@ -101,7 +101,8 @@ from ansible_collections.clachan.platform.plugins.module_utils import layout
 
 OLDEST = (3, 11)
 STAMP = "clachan-environment"
-REMEMBERED, SHARED = "pip.json", "pip.shared.json"
+REMEMBERED = "pip.json"
+SHARED = "pip.shared.json"
 NAMES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
 NO_ROOM = ("No space left on device", "Disk quota exceeded")
 PIP = ["--disable-pip-version-check", "--no-input", "--quiet"]

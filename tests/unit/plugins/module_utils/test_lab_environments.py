@@ -108,7 +108,7 @@ def test_what_nobody_wants_goes(place):
     said = place.keep(*kept)
     gone = "removed old, old-%s, old.lock" % ("a" * 12)
     assert said == ["removed the kernel old", "removed the lock old.txt", gone]
-    assert sorted(os.listdir(place.disk)) == sorted({name.split("/")[0] for name in own})
+    assert sorted(os.listdir(place.disk)) == sorted({name.partition("/")[0] for name in own})
     assert sorted(os.listdir(place.slot.path("etc/data/kernels"))) == ["science", "sky"]
     assert place.keep(*kept) == []
 
