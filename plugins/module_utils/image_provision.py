@@ -41,7 +41,7 @@ chown -R "$2:" "$1/.ssh"
 # Both builders end with this, inside. What a build had and a machine must not: identity, keys, logs, caches, secrets.
 CLEAN = """set -e
 rm -f /etc/ssh/ssh_host_* /etc/ssh/sshd_config.d/00-clachan-build.conf {policy} /etc/systemd/network/10-seed-*
-rm -f /var/lib/clachan/envs/pip.json /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
+rm -f /var/lib/clachan/envs/pip*.json /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
 rm -f /var/lib/dbus/machine-id /etc/.pwd.lock /var/lib/dpkg/lock* /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache
 rm -rf {seed}
 (cd /root && rm -rf .ansible .cache .config/pip .pip .bash_history .python_history)

@@ -17,8 +17,8 @@ description:
     never changed, and one that a kill left half made is made anew. The one before the last is removed.
   - The Python is one that every user of the machine can run, when run by root, as the slots' users need it.
   - C(PIP_*), proxy and certificate variables are remembered in C(pip.json) beside O(path), readable only by its owner,
-    for environments that are made later by a program that does not have them, as the agent. Those that hold no password
-    are in C(pip.shared.json), too, which every user can read, for O(settings).
+    for environments that are made later by a program that does not have them, as the agent. Those that say where
+    packages come from and hold no password are in C(pip.shared.json), too, which every user can read, for O(settings).
   - pip's temporary files are beside what it makes. When it fails, nothing of it is left.
 options:
   path:
@@ -104,6 +104,18 @@ STAMP = "clachan-environment"
 REMEMBERED = "pip.json"
 SHARED = "pip.shared.json"
 NAMES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+PLACES = (
+    "CERT",
+    "EXTRA_INDEX_URL",
+    "FIND_LINKS",
+    "INDEX_URL",
+    "NO_INDEX",
+    "PROXY",
+    "RETRIES",
+    "TIMEOUT",
+    "TRUSTED_HOST",
+)
+"""Of pip, what others need who install from the same places."""
 NO_ROOM = ("No space left on device", "Disk quota exceeded")
 PIP = ["--disable-pip-version-check", "--no-input", "--quiet"]
 PROBE = """
@@ -241,7 +253,11 @@ def remember_variables(path):
         present = read_variables(path)
     if not present:
         return {}
-    shared = {name: value for name, value in present.items() if hide_passwords(value) == value}
+    shared = {
+        name: value
+        for name, value in present.items()
+        if (name[4:] in PLACES or not name.startswith("PIP_")) and hide_passwords(value) == value
+    }
     layout.write_file(os.path.join(os.path.dirname(path), SHARED), json.dumps(shared).encode(), 0o644)
     return present
 

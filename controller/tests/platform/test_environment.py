@@ -102,12 +102,14 @@ def test_where_packages_come_from_is_remembered(
     monkeypatch.setenv("PIP_INDEX_URL", "https://index.example/simple")
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     given = {"PIP_INDEX_URL": "https://index.example/simple", "https_proxy": "http://proxy.example:3128"}
-    secret = {"PIP_EXTRA_INDEX_URL": "https://me:secret@other.example/simple"}
-    monkeypatch.setenv(*next(iter(secret.items())))
+    secret = {"PIP_EXTRA_INDEX_URL": "https://me:secret@other.example/simple", "PIP_KEYRING_TOKEN": "a-word"}
+    for name, value in secret.items():
+        monkeypatch.setenv(name, value)
     assert code.remember_variables(str(remembered)) == given | secret  # type: ignore[attr-defined]
     shared = folder / "pip.shared.json"
-    assert (json.loads(shared.read_text()), shared.stat().st_mode & 0o777) == (given, 0o644), "without passwords"
-    monkeypatch.delenv("PIP_EXTRA_INDEX_URL")
+    assert (json.loads(shared.read_text()), shared.stat().st_mode & 0o777) == (given, 0o644), "without secrets"
+    for name in secret:
+        monkeypatch.delenv(name)
     assert code.remember_variables(str(remembered)) == given  # type: ignore[attr-defined]
     assert remembered.stat().st_mode & 0o777 == 0o600
     monkeypatch.delenv("PIP_INDEX_URL")
