@@ -27,6 +27,7 @@ HIDDEN = ("/home/", "/tmp/", "/var/tmp/", "/run/")
 NEEDS = [
     pytest.mark.slow,
     pytest.mark.heavy,
+    pytest.mark.guest,
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="this machine cannot: no root, who makes unix users and disks"),
     pytest.mark.skipif(shutil.which("bwrap") is None, reason="this machine cannot: no bubblewrap"),
