@@ -253,10 +253,11 @@ def remember_variables(path):
         present = read_variables(path)
     if not present:
         return {}
+    # an @ may follow a password, a ? a key
     shared = {
         name: value
         for name, value in present.items()
-        if (name[4:] in PLACES or not name.startswith("PIP_")) and hide_passwords(value) == value
+        if (name[4:] in PLACES or not name.startswith("PIP_")) and not set("@?") & set(value)
     }
     layout.write_file(os.path.join(os.path.dirname(path), SHARED), json.dumps(shared).encode(), 0o644)
     return present

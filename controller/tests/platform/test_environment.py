@@ -103,6 +103,7 @@ def test_where_packages_come_from_is_remembered(
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     given = {"PIP_INDEX_URL": "https://index.example/simple", "https_proxy": "http://proxy.example:3128"}
     secret = {"PIP_EXTRA_INDEX_URL": "https://me:secret@other.example/simple", "PIP_KEYRING_TOKEN": "a-word"}
+    secret |= {"http_proxy": "me:secret@proxy.example:3128", "PIP_FIND_LINKS": "https://x.example/?key=secret"}
     for name, value in secret.items():
         monkeypatch.setenv(name, value)
     assert code.remember_variables(str(remembered)) == given | secret  # type: ignore[attr-defined]
