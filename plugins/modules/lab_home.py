@@ -38,34 +38,8 @@ options:
         and goes with the home.
     type: path
     required: true
-  backups:
-    description: Names of backups that shall be there. Each is made once, and those that are not named stay.
-    type: list
-    elements: str
-    default: []
-  delete_backups:
-    description: Removes the backups that O(backups) does not name.
-    type: bool
-    default: false
-  restore:
-    description: The name of the backup that the home is brought back to, once. Another O(restore_word) does it again.
-    type: str
-    default: ""
-  restore_word:
-    description: Another word brings the last backup back again.
-    type: str
-    default: ""
-attributes:
-  check_mode:
-    description: Says what would change, changing nothing.
-    support: full
-  diff_mode:
-    description: Shows what changes.
-    support: none
-  platform:
-    description: Target systems.
-    support: full
-    platforms: posix
+extends_documentation_fragment:
+  - clachan.platform.lab_backups
 """
 
 EXAMPLES = r"""

@@ -16,6 +16,7 @@ description:
     O(mount). It is grown, never shrunk, and stays when the rest is removed.
   - What all processes of O(user) take together is held by control groups, version 1 or 2. Where the node has none that
     can be used, RV(held) says so.
+  - What the user runs is ended before a backup is brought back.
   - Needs root.
 options:
   user:
@@ -42,30 +43,9 @@ options:
   tasks:
     description: How many processes and threads there may be. Needed with O(state=present).
     type: int
-  backups:
-    description:
-      - Names of backups of the home that shall be there. Each is made once, an archive C(NAME.tar) with its sha256
-        beside it, and those that are not named stay.
-    type: list
-    elements: str
-    default: []
   archives:
     description: The folder of the backups. Needed with O(backups) and O(restore).
     type: path
-  delete_backups:
-    description: Removes the backups that O(backups) does not name.
-    type: bool
-    default: false
-  restore:
-    description:
-      - The name of the backup that the home is brought back to, once. What the user runs is ended for it. Another
-        O(restore_word) does it again.
-    type: str
-    default: ""
-  restore_word:
-    description: Another word brings the last backup back again.
-    type: str
-    default: ""
   slot:
     description: The directory of the user's slot. Needed with O(environments), and to remove what it does not name.
     type: path
@@ -94,17 +74,8 @@ options:
     type: str
     choices: [present, absent]
     default: present
-attributes:
-  check_mode:
-    description: Says what would change, changing nothing.
-    support: full
-  diff_mode:
-    description: Shows what changes.
-    support: none
-  platform:
-    description: Target systems.
-    support: full
-    platforms: posix
+extends_documentation_fragment:
+  - clachan.platform.lab_backups
 """
 
 EXAMPLES = r"""
