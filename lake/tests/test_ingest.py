@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 import requests
 from clachan_lake.format import PIECE_BYTES
-from clachan_lake.ingest.spool import Spool
+from clachan_lake.ingest.spool import Spool, each
 from clachan_lake.opening import open_lake
 from clachan_lake.refusal import RefusedError
+from clachan_lake.streams.extents import Extents
 
 from .making import TOKEN, Server, wait_for
 
@@ -147,7 +148,8 @@ HEAD = "POST /ingest/raw?reference={tag} HTTP/1.1\r\nHost: x\r\nAuthorization: B
 
 
 @pytest.mark.parametrize("rest", ["Content-Length: 2000000", "Transfer-Encoding: chunked"])
-def test_a_cut_body_stores_nothing(server: Server, rest: str) -> None:
+def test_a_cut_body_stores_nothing(own_server: Server, rest: str) -> None:
+    server = own_server.start()
     body = b"x" * 1_000_000 if "Length" in rest else b"1e8480\r\n" + b"x" * 1_000_000
     connection = send_raw(server, HEAD.format(tag="cut", rest=rest), body)
     incoming = server.folder / "incoming"
@@ -281,14 +283,15 @@ def test_secrets_stand_nowhere(server: Server, tmp_path: Path) -> None:
     assert TOKEN not in json.dumps(server.get("/streams").json())
 
 
-def test_a_sender_that_falls_silent_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_sender_that_falls_silent_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
     async def silent() -> AsyncIterator[bytes]:
         yield b"x" * (PIECE_BYTES + 1)
         await asyncio.sleep(60)
 
     async def receive() -> None:
-        with Spool(tmp_path, 1 << 20) as spool:
-            await spool.receive(silent())
+        with Spool(Extents(tmp_path, shared=shared), 1 << 20) as spool:
+            await spool.receive(each(silent()))
 
     monkeypatch.setattr("clachan_lake.ingest.spool.SILENT_SECONDS", 0.1)
     with pytest.raises(RefusedError, match=r"body: nothing came for 0\.1 s") as refused:

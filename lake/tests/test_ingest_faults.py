@@ -111,7 +111,7 @@ def faults(found: cutting.Record, tmp_path: Path, count: int | None) -> list[str
 @pytest.mark.slow
 def test_every_acknowledged_chunk_is_there_after_a_power_cut(tmp_path: Path) -> None:
     found = record(tmp_path)
-    assert len(found.events) > 80
+    assert len(found.events) > 60
     assert faults(found, tmp_path, 25) == []
 
 
@@ -122,7 +122,7 @@ def test_every_acknowledged_chunk_is_there_after_a_power_cut_at_each_step(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("skipped", [r"\.blob$", r"/blobs/.*/0x[0-9a-f]{2}$", r"data\.fs$"])
+@pytest.mark.parametrize("skipped", [r"\.blob$", r"/incoming/", r"/blobs/.*/0x[0-9a-f]{2}$", r"data\.fs$"])
 def test_a_sync_of_ingestion_that_is_left_out_is_found(tmp_path: Path, skipped: str) -> None:
     """The test above can fail."""
     assert faults(record(tmp_path, skipped), tmp_path, 15)

@@ -50,7 +50,7 @@ def test_only_lakes_are_opened(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["file"]
     open_lake(tmp_path / "lake").close()
     for text, message in [
-        ('{"clachan_lake": 4}', "format: 4, expected 1 to 3; use the version that made it"),
+        ('{"clachan_lake": 5}', "format: 5, expected 1 to 4; use the version that made it"),
         ("{", "not readable"),
         ("[1]", "not readable"),
     ]:

@@ -18,7 +18,7 @@ DATA = Path(__file__).parent / "data"
 KILLED = 77
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2, 3])
 def earlier(request: pytest.FixtureRequest) -> int:
     """The format that `old` has."""
     return int(request.param)
@@ -59,6 +59,7 @@ def check(lake: LocalLake) -> None:
     stream = lake.streams["log"]
     assert stream.read() == b"small piece" + b"z" * 40_000
     assert stream.final
+    assert stream.verify() == []  # type: ignore[attr-defined]
     assert not stream.append(b"small piece", "id-1")
     assert (stream.start, dict(stream.attrs)) == (0, {})
     following = {"name": "wav", "state": "waiting", "position": 0, "message": "", "warnings": [], "output": None}

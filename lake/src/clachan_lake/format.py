@@ -1,13 +1,14 @@
-"""What is on disk, format 3.
+"""What is on disk, format 4.
 
 A lake is a folder:
 
-    format.json   {"clachan_lake": 3}: a reader refuses a greater number; formats 1 and 2 are migrated (`database`)
+    format.json   {"clachan_lake": 4}: a reader refuses a greater number; formats 1 to 3 are migrated (`database`)
     data.fs       ZODB FileStorage: the records below (data.fs.index, .lock, .tmp belong to it; .index can be deleted)
-    blobs/        ZODB blobs, layout `bushy`: 0xHH/.../0xHH/0xSSSSSSSSSSSSSSSS.blob, one file per revision, immutable
+    blobs/        ZODB blobs, layout `bushy`: 0xHH/.../0xHH/0xSSSSSSSSSSSSSSSS.blob, one file per revision; what a
+                  commit refers to is never written again
     incoming/     bodies that are being received; emptied whenever the folder's owner starts
 
-The database's root maps "format" -> 3 and
+The database's root maps "format" -> 4 and
 
     "streams", "arrays"                               -> OOBTree: name -> StreamRecord, ArrayRecord
     "policies", "transformations", "tokens", "jobs"   -> OOBTree: name or id -> Document (of jobs, other keys of theirs
@@ -16,6 +17,7 @@ The database's root maps "format" -> 3 and
                                                          transformation is with a source; kind is stream or array
     "due"                                             -> OOTreeSet: those keys whose stream has something new for it
     "dead"                                            -> LOBTree: number -> Document: dead letters
+    "growing"                                         -> Growing
 
 Names are text (`names.check_name`); those that begin with `~` are the lake's own.
 
@@ -26,14 +28,18 @@ beside it in a Blob or a Piece; `revision` counts its contents from 1; `created`
 StreamRecord: append-only bytes, `size` of them in `count` chunks, of which those before `start` are no longer kept.
 `chunks` is a LOBTree: position of the chunk's first byte -> tuple
 
-    (length, sha256, checksums, milliseconds, body)
+    (length, sha256, checksums, milliseconds, body, offset)
 
 where sha256 is the digest (32 bytes) of the chunk's bytes, or b"" of one that came without an id; checksums is the
 CRC-32 (zlib) of each `BLOCK` (1 MiB) of the chunk from its start, 4 bytes little endian each; milliseconds is when it
-was appended, since 1970 in UTC; body is a Blob, or a Piece (bytes inside the database) for at most `PIECE_BYTES`. An
-empty chunk is never stored. `attrs` is JSON text. `followers` are the transformations that read the stream, each a
-tuple (name, "chunk" or "end": what they wait for); `due` are the names of those whose keys are in the root's "due". An
-append and the worker that has caught up both write this record: so neither misses the other.
+was appended, since 1970 in UTC; body is a Blob, or a Piece (bytes inside the database) for at most `PIECE_BYTES`;
+offset is where in it the chunk's bytes begin, a multiple of 4,096. A chunk of format 3 has no offset: its blob is its
+own. An empty chunk is never stored. `attrs` is JSON text. `followers` are the transformations that read the stream,
+each a tuple (name, "chunk" or "end": what they wait for); `due` are the names of those whose keys are in the root's
+"due". An append and the worker that has caught up both write this record: so neither misses the other.
+
+Growing: `extents` are the blobs behind whose end the process that serves the lake may write, and commit, what comes
+next (`streams.extents`). Nobody else may change what is behind the last chunk of such a file.
 
 Ids: chunk ids that are recognised. `known` is an OOBTree: id -> (position, length, sha256, milliseconds); `order` is a
 LOBTree: number -> id, in the order in which they came, `following` the next number. Ids that format 2 has left are in
@@ -72,7 +78,7 @@ from ZODB.POSException import ConflictError
 
 from clachan_lake.errors import RefusedClassError
 
-FORMAT = 3
+FORMAT = 4
 BLOCK = 1 << 20
 PIECE_BYTES = 32 << 10
 CHUNK_BYTES = 2 << 20
@@ -91,7 +97,7 @@ ADMITTED = frozenset(
     | {("BTrees.OOBTree", name) for name in ("OOBTree", "OOBucket", "OOTreeSet", "OOSet")}
     | {("BTrees.LOBTree", name) for name in ("LOBTree", "LOBucket")}
     | {("clachan_lake.format", name) for name in ("ArrayRecord", "ArrayState", "Leaf", "Piece")}
-    | {("clachan_lake.format", name) for name in ("StreamRecord", "Ids", "Document")}
+    | {("clachan_lake.format", name) for name in ("StreamRecord", "Ids", "Document", "Growing")}
 )
 
 DOCUMENTS = ("policies", "transformations", "tokens", "jobs", "positions")
@@ -120,6 +126,12 @@ class Document(Persistent):  # type: ignore[misc]
         self.body = body
         self.revision = 1
         self.created = self.modified = now
+
+
+class Growing(Persistent):  # type: ignore[misc]
+    """See the module's description."""
+
+    extents: tuple[Any, ...] = ()
 
 
 class Ids(Persistent):  # type: ignore[misc]

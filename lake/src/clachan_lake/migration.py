@@ -7,14 +7,14 @@ from BTrees.OOBTree import OOBTree, OOTreeSet
 
 from clachan_lake import following
 from clachan_lake.documents import LocalDocuments
-from clachan_lake.format import DOCUMENTS, Ids
+from clachan_lake.format import DOCUMENTS, Growing, Ids
 
 STATUS = {"waiting": "waiting", "pending": "waiting", "done": "done", "failed": "failed"}
 
 
 def add_trees(root: Any) -> None:
-    """Those that came with format 3."""
-    root.update({name: OOBTree() for name in DOCUMENTS}, due=OOTreeSet(), dead=LOBTree())
+    """Those that came with format 3 and 4."""
+    root.update({name: OOBTree() for name in DOCUMENTS}, due=OOTreeSet(), dead=LOBTree(), growing=Growing())
 
 
 def migrate(root: Any) -> None:
@@ -23,6 +23,9 @@ def migrate(root: Any) -> None:
         from clachan_lake.arrays.migration import migrate as migrate_arrays
 
         migrate_arrays(root)
+    if root["format"] == 3:
+        root["growing"] = Growing()
+        return
     add_trees(root)
     pending = set(root.pop("pending"))
     for record in root["streams"].values():

@@ -1,4 +1,4 @@
-"""Makes format1.tar.gz, format2.tar.gz: run with the code of a version that writes that format (see README.md)."""
+"""Makes format1.tar.gz and those that follow: run with the code of a version that writes it (see README.md)."""
 
 import io
 import sys
@@ -12,7 +12,7 @@ import numpy as np
 from clachan_lake import open_lake
 from clachan_lake.format import FORMAT
 
-ODD_BYTES = {1: 5000, 2: 8192}
+ODD_BYTES = {1: 5000, 2: 8192, 3: 8192}
 """A chunk's: in format 1 it could be any."""
 KEPT = {"format.json", "data.fs", "blobs", "incoming"}
 
@@ -27,16 +27,25 @@ def fill(folder: Path) -> None:
             lake.arrays.create("structured", (2,), [("t", "<i8"), ("v", "<f4", (3,))])[1] = (5, (1, 2, 3))
             lake.arrays.create("scalar", (), "<f4")[()] = 2.5
             lake.arrays.create("empty", (0, 7), ">u2")
-            lake.streams.create("log", transformation="wav").append(b"small piece", "id-1")
+            followed(lake, "log").append(b"small piece", "id-1")
         for start in range(0, 1500, 500):
             with lake.transaction():
                 lake.arrays["many"].append(np.arange(start * 2, start * 2 + 1000).reshape(500, 2))
                 lake.arrays["odd"].append(np.arange(start, start + 4000) % 3000)
-        if FORMAT > 1:
+        if FORMAT == 2:
             transformed(lake)
         with lake.transaction():
             lake.arrays["many"].resize(1400, 2)
             lake.streams["log"].append(b"z" * 40_000, "id-2", final=True)
+
+
+def followed(lake: Any, name: str) -> Any:
+    """A stream that waits for its end, to be a recording."""
+    if FORMAT < 3:
+        return lake.streams.create(name, transformation="wav")
+    lake.policies.declare("wav")
+    lake.transformations.declare("wav", function="wav", source={"kind": "stream", "policy": "wav"}, on="end")
+    return lake.streams.create(name, "wav")
 
 
 def transformed(lake: Any) -> None:
@@ -61,7 +70,7 @@ def wav() -> bytes:
 
 
 def main(target: str) -> None:
-    assert FORMAT in ODD_BYTES, "expected the code of format 1 or 2"
+    assert FORMAT in ODD_BYTES, "expected the code of format 1, 2 or 3"
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "lake"
         fill(folder)

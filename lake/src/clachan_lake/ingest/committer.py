@@ -21,6 +21,7 @@ from clachan_lake.ingest.registry import Registry
 from clachan_lake.ingest.storing import Arrival, Stored, store
 from clachan_lake.local import LocalLake
 from clachan_lake.repeating import repeated
+from clachan_lake.streams.extents import Room
 
 log = logging.getLogger(__name__)
 BATCH, BATCH_BYTES = 256, 16 << 20
@@ -71,6 +72,9 @@ class Committer(threading.Thread):
         job = Job(arrival, asyncio.get_running_loop().create_future())
         self.waiting += 1
         self._waiting_bytes += arrival.chunk.length
+        if isinstance(arrival.chunk.source, Room):
+            # the request may be cancelled while its chunk is being stored
+            arrival.chunk.source.hold()
         self._jobs.put(job)
         return job.done
 
@@ -80,6 +84,7 @@ class Committer(threading.Thread):
         self.join()
 
     def run(self) -> None:
+        self._attempt(self._settle)
         self._find_open()
         running = True
         while running:
@@ -95,6 +100,12 @@ class Committer(threading.Thread):
             if not batch:
                 # what this session could still read no pack may take away
                 self._lake.refresh()
+
+    def _settle(self) -> None:
+        """Extents of a process before this one grow no more."""
+        growing = self._lake.root()["growing"]
+        if growing.extents:
+            growing.extents = ()
 
     def _forget(self) -> None:
         self._commits += 1
@@ -162,6 +173,8 @@ class Committer(threading.Thread):
         for job, outcome in answers:
             self.waiting -= 1
             self._waiting_bytes -= job.arrival.chunk.length
+            if isinstance(job.arrival.chunk.source, Room):
+                job.arrival.chunk.source.let_go()
             if job.done.done():
                 # the request was cancelled
                 continue

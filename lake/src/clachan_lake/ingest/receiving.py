@@ -20,16 +20,17 @@ from clachan_lake.access.permissions import INGESTION, Ingest, needed
 from clachan_lake.format import PIECE_BYTES
 from clachan_lake.ingest.committer import Committer
 from clachan_lake.ingest.config import Config
+from clachan_lake.ingest.protocol import DIRECT, PREFIXES
 from clachan_lake.ingest.registry import Registry, Target
-from clachan_lake.ingest.spool import ENCODINGS, Spool, check_room, receiving, unless_silent
+from clachan_lake.ingest.spool import ENCODINGS, Feed, Spool, check_room, each, receiving, unless_silent
 from clachan_lake.ingest.storing import Arrival, Stored
 from clachan_lake.refusal import RefusedError
 from clachan_lake.streams.chunk import Chunk
+from clachan_lake.streams.extents import Extents
 
 BODIES = 400
 """So many are received at the same time; each may have a connection and a file."""
 RETRY_SECONDS = 1
-PREFIXES = tuple(path.partition("{")[0] for path in INGESTION)
 FAILED = "clachan.failed"
 """Where in an ASGI scope the application finds what it is to answer."""
 HEADERS = frozenset({b"content-length", b"content-encoding", b"content-type", b"clachan-chunk-id"})
@@ -82,6 +83,8 @@ class Ingestion:
         self._config = config
         self._registry = registry
         self._committer = committer
+        self._extents = Extents(config.incoming, shared=True)
+        self._files = Extents(config.incoming)
         self._bodies = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,14 +129,14 @@ class Ingestion:
         )
         # a digest is for telling repeats, by id or by content
         digest = options.chunk_id is not None or principal.same_content_seconds > 0
-        first = await unless_silent(_message(receive)) if length <= PIECE_BYTES else None
+        first = await unless_silent(_message(receive)) if 0 < length <= PIECE_BYTES else None
         if first is not None and not first.get("more_body") and not ENCODINGS[encoding]:
             chunk = Chunk.of(first.get("body", b""), digest=digest)
             return await self._store(target, chunk, options, headers)
-        with Spool(
-            self._config.incoming, self._config.maximum_body_mib << 20, gzip=ENCODINGS[encoding], digest=digest
-        ) as spool:
-            chunk = await spool.receive(_parts(first, receive))
+        feed: Feed = scope[DIRECT] if first is None and DIRECT in scope else each(_parts(first, receive))
+        extents = self._extents if target.kind == "stream" else self._files
+        with Spool(extents, self._config.maximum_body_mib << 20, gzip=ENCODINGS[encoding], digest=digest) as spool:
+            chunk = await spool.receive(feed)
             return await self._store(target, chunk, options, headers)
 
     async def _store(self, target: Target, chunk: Chunk, options: Options, headers: dict[bytes, str]) -> Stored:

@@ -1,14 +1,13 @@
-"""Receiving a body: small ones in memory, others straight to a file.
+"""Receiving a body: a small one in memory, others behind the end of an extent, or in a file.
 
-What costs more than a moment (writing and digests of long ones, inflating) is done by a few threads while the next
-bytes come in, so no sender holds up another. A file is being written to the disk from its first bytes on; it is synced
-with the commit, or here when it is long.
+What costs more than a moment (writing, digests, inflating) is done by a few threads while the next bytes come in, so
+no sender holds up another. The disk begins with a body from its first bytes on; they are synced with the commit, or
+here when it is long.
 """
 
 import asyncio
-import os
 import shutil
-import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,99 +22,121 @@ from clachan_lake.format import PIECE_BYTES
 from clachan_lake.ingest.config import Config
 from clachan_lake.ingest.inflating import Inflater
 from clachan_lake.refusal import RefusedError
-from clachan_lake.storage.syncing import begin_writing
 from clachan_lake.streams.chunk import Chunk, Digester
+from clachan_lake.streams.extents import Extents, Room
 
 T = TypeVar("T")
 SILENT_SECONDS = 60.0
 SYNC_BYTES = 4 << 20
-"""A longer file is synced before it waits for a commit, which it would hold up."""
+"""A longer body is synced before it waits for a commit, which it would hold up."""
 ENCODINGS = {"identity": False, "gzip": True, "x-gzip": True}
 GATHERED_BYTES = 192 << 10
-"""So much at once goes to a thread, or all that there is."""
-SHORT_BYTES = 1 << 20
-Seen = Callable[[bytes | bytearray], None]
+"""A thread begins when so many wait for it."""
+SHORT_BYTES = 64 << 10
+"""The last ones are done at once, sooner than a thread is woken."""
+WAITING_BYTES = 1 << 20
+"""No more is read while so many wait."""
+Take = Callable[[bytes], "asyncio.Future[None] | None"]
+"""Of the next bytes of a body; what to wait for, if for something, before there are more. Raises RefusedError."""
+Feed = Callable[[Take], Awaitable[None]]
+"""Has all bytes taken as they come; raises what the taking raised, and ClientDisconnect."""
 _pool = ThreadPoolExecutor(4, "spool")
 
 
 class Spool:
-    """One body on its way. As a context manager it removes its file whatever happens. `digest`: also by SHA-256."""
+    """One body on its way. As a context manager it lets go of its room whatever happens. `digest`: also by SHA-256."""
 
-    def __init__(self, folder: Path, limit: int, *, gzip: bool = False, digest: bool = True) -> None:
-        self._path = folder / uuid.uuid4().hex
+    def __init__(self, extents: Extents, limit: int, *, gzip: bool = False, digest: bool = True) -> None:
+        self._extents = extents
         self._limit = limit
-        self._length = 0
+        self._room: Room | None = None
         self._memory = bytearray()
-        self._descriptor = -1
         self._inflater = Inflater() if gzip else None
         self._digester = Digester(whole=digest)
+        self._parts: deque[bytes] = deque()
+        self._taken = self._done = self._length = 0
         self._working: asyncio.Future[None] | None = None
+        self._error: BaseException | None = None
 
-    async def receive(self, body: AsyncIterator[bytes]) -> Chunk:
+    async def receive(self, feed: Feed) -> Chunk:
         """Raises RefusedError (413 too long, 408 too slow, 400 not gzip), OSError when the disk is full; the
         framework's ClientDisconnect when it is cut."""
-        source = await self._take(body, self._digester.update)
-        if self._length > SYNC_BYTES:
-            await asyncio.get_running_loop().run_in_executor(_pool, os.fdatasync, self._descriptor)
+        await self._all(feed)
+        if self._length > SYNC_BYTES and self._room:
+            await asyncio.get_running_loop().run_in_executor(_pool, self._room.sync)
         digester = self._digester
+        source = self._room.source if self._room else bytes(self._memory)
         return Chunk(digester.length, digester.sha256, digester.checksums, source)
 
-    async def take(self, body: AsyncIterator[bytes]) -> bytes | Path:
-        """The bytes, or the file that holds them, which is not synced; raises as `receive` does."""
-        return await self._take(body, lambda _data: None)
+    async def take(self, feed: Feed) -> bytes | Path:
+        """The bytes, or a file that has nothing else, and is not synced; raises as `receive` does."""
+        await self._all(feed)
+        return self._room.as_file() if self._room else bytes(self._memory)
 
-    async def _take(self, body: AsyncIterator[bytes], seen: Seen) -> bytes | Path:
-        gathered: bytes | bytearray = b""
-        while (data := await unless_silent(anext(body, None))) is not None:
-            gathered = bytearray(gathered) + data if gathered else data
-            if len(gathered) >= GATHERED_BYTES:
-                await self._begin(gathered, seen)
-                gathered = b""
-        if self._inflater or self._working or len(gathered) > PIECE_BYTES:
-            await self._begin(gathered, seen)
-        else:
-            self._add(gathered, seen)
+    async def _all(self, feed: Feed) -> None:
+        await feed(self._take)
         await self._finish()
         if self._inflater:
             self._inflater.check_end()
-        return bytes(self._memory) if self._descriptor < 0 else self._path
 
-    async def _begin(self, data: bytes | bytearray, seen: Seen) -> None:
-        """Let a thread do it when it has done what came before; what is done sooner than a thread is woken, at once."""
-        if self._inflater is None and self._length + len(data) <= SHORT_BYTES and self._working is None:
-            self._work(data, seen)
-            return
-        await self._finish()
-        self._working = asyncio.get_running_loop().run_in_executor(_pool, self._work, data, seen)
+    def _take(self, data: bytes) -> "asyncio.Future[None] | None":
+        if self._error is not None:
+            raise self._error
+        self._taken += len(data)
+        if self._inflater is None and self._taken > self._limit:
+            raise too_large(self._taken, self._limit)
+        self._parts.append(data)
+        waiting = self._taken - self._done
+        if self._working is None and waiting >= GATHERED_BYTES:
+            self._begin()
+        return self._working if waiting >= WAITING_BYTES else None
+
+    def _begin(self) -> "asyncio.Future[None]":
+        """Let a thread do it, and what comes while it does."""
+        self._working = asyncio.get_running_loop().run_in_executor(_pool, self._work)
+        self._working.add_done_callback(self._ended)
+        return self._working
+
+    def _ended(self, done: "asyncio.Future[None]") -> None:
+        self._working = None
+        self._error = self._error or done.exception()
+        if self._error is None and self._taken - self._done >= GATHERED_BYTES:
+            self._begin()
 
     async def _finish(self) -> None:
-        if self._working is not None:
-            # a request that is cancelled does not cancel the thread
-            await asyncio.wait([self._working])
-            self._working.result()
+        while self._error is None and (self._parts or self._working):
+            if self._working is None and self._inflater is None and self._taken - self._done <= SHORT_BYTES:
+                self._work()
+            else:
+                # a request that is cancelled does not cancel the thread
+                await asyncio.wait([self._working or self._begin()])
+        if self._error is not None:
+            raise self._error
 
-    def _work(self, data: bytes | bytearray, seen: Seen) -> None:
-        for part in self._inflater.inflate(data) if self._inflater else (data,):
-            self._add(part, seen)
+    def _work(self) -> None:
+        while self._parts:
+            parts = [self._parts.popleft() for _ in range(len(self._parts))]
+            if self._inflater is None:
+                self._add(parts)
+            else:
+                for part in parts:
+                    for inflated in self._inflater.inflate(part):
+                        self._add([inflated])
+            self._done += sum(map(len, parts))
 
-    def _add(self, data: bytes | bytearray, seen: Seen) -> None:
-        self._length += len(data)
+    def _add(self, parts: "list[bytes]") -> None:
+        self._length += sum(map(len, parts))
         if self._length > self._limit:
             raise too_large(self._length, self._limit)
-        seen(data)
-        self._write(data)
-
-    def _write(self, data: bytes | bytearray) -> None:
-        if self._descriptor < 0:
-            self._memory += data
-            if len(self._memory) <= PIECE_BYTES:
-                return
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            data, self._memory = bytes(self._memory), bytearray()
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
-        begin_writing(self._descriptor, self._length - len(data), len(data))
+        for part in parts:
+            self._digester.update(part)
+        if self._room is None and self._length <= PIECE_BYTES:
+            self._memory += b"".join(parts)
+            return
+        if self._room is None:
+            self._room = self._extents.room()
+            parts, self._memory = [bytes(self._memory), *parts], bytearray()
+        self._room.write(parts)
 
     def __enter__(self) -> Self:
         return self
@@ -123,21 +144,32 @@ class Spool:
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        self._parts.clear()
         if self._working is not None and not self._working.done():
             # a thread is still at it, as the request was cut or refused meanwhile
             self._working.add_done_callback(self._give_up)
         else:
-            self._remove()
+            self._let_go()
 
     def _give_up(self, done: "asyncio.Future[None]") -> None:
         done.exception()  # nobody asks for it
-        self._remove()
+        self._let_go()
 
-    def _remove(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            self._path.unlink(missing_ok=True)
+    def _let_go(self) -> None:
+        if self._room is not None:
+            self._room.let_go()
+            self._room = None
+
+
+def each(body: AsyncIterator[bytes]) -> Feed:
+    """Feeds from what comes in turn."""
+
+    async def feed(take: Take) -> None:
+        while (data := await unless_silent(anext(body, None))) is not None:
+            if data and (wait := take(data)):
+                await asyncio.wait([wait])
+
+    return feed
 
 
 async def unless_silent(coming: Awaitable[T]) -> T:

@@ -174,7 +174,7 @@ def _is_known(record: ArrayRecord, arrival: Arrival, size: int) -> bool:
 
 def _rows(target: Target, chunk: Chunk) -> np.ndarray[Any, np.dtype[Any]]:
     """The chunk's rows; a file is mapped, not read."""
-    dtype, source = target.policy.row_dtype, chunk.source
+    dtype, source = target.policy.row_dtype, chunk.apart
     raw = np.frombuffer(source, dtype) if isinstance(source, bytes) else np.memmap(source, dtype, "r")
     return raw.reshape(-1, *target.policy.row_shape)
 
@@ -238,7 +238,7 @@ def _bury(lake: LocalLake, registry: Registry, arrival: Arrival, reason: str) ->
         "reason": reason,
         "content_type": arrival.content_type,
     }
-    number = LocalDead(lake).add(document, chunk.source, chunk.length)
+    number = LocalDead(lake).add(document, chunk.apart, chunk.length)
     registry.usage.set(DEAD, ("dead", str(number)), chunk.length)
     return Stored(True, chunk.length, "dead", number)
 

@@ -25,10 +25,11 @@ from clachan_lake.exchange import dtypes
 from clachan_lake.ingest.changing import body, change, change_and_look
 from clachan_lake.ingest.config import Config
 from clachan_lake.ingest.reading import describe, get
-from clachan_lake.ingest.spool import Spool, check_body, receiving
+from clachan_lake.ingest.spool import Spool, check_body, each, receiving
 from clachan_lake.interface import AnyArray, Array
 from clachan_lake.local import LocalLake
 from clachan_lake.refusal import RefusedError
+from clachan_lake.streams.extents import Extents
 
 DOCUMENT_BYTES = 1 << 20
 R = TypeVar("R")
@@ -80,8 +81,8 @@ def routes(config: Config, lake: LocalLake) -> APIRouter:
             raise RefusedError(411, "content-length: missing, expected the bytes of the rows")
         length = check_body(config, request)
         await run_in_threadpool(_check_rows, lake, name, rows, after, length)
-        with receiving(), Spool(config.incoming, config.maximum_body_mib << 20) as spool:
-            source = await spool.take(request.stream())
+        with receiving(), Spool(Extents(config.incoming), config.maximum_body_mib << 20) as spool:
+            source = await spool.take(each(request.stream()))
             _, total = await change_and_look(
                 lake,
                 lambda session: _append(session, name, rows, after, source),

@@ -27,13 +27,14 @@ from clachan_lake.access.guarding import principal_of
 from clachan_lake.errors import LateError, TakenError
 from clachan_lake.ingest.changing import change
 from clachan_lake.ingest.config import Config
-from clachan_lake.ingest.spool import Spool, receiving, too_large
+from clachan_lake.ingest.spool import Spool, each, receiving, too_large
 from clachan_lake.ingest.streaming import Streamed
 from clachan_lake.jobs import document as form
 from clachan_lake.jobs.board import Board
 from clachan_lake.jobs.ledger import Body, Ledger, Outcome, described
 from clachan_lake.local import LocalLake
 from clachan_lake.refusal import RefusedError
+from clachan_lake.streams.extents import Extents
 
 BODY_BYTES = 64 << 30
 LOG_BYTES = 256 << 10
@@ -89,9 +90,9 @@ class Desk:
         free = shutil.disk_usage(self.config.folder).free
         if free - length < self.config.minimum_free_mib << 20:
             raise RefusedError(507, f"disk: {free >> 20} MiB free, expected room for {length >> 20} MiB more")
-        with receiving(), Spool(self.config.incoming, limit) as spool:
-            chunk = await spool.receive(request.stream())
-            return await use(chunk.source, chunk.length, chunk.sha256.hex())
+        with receiving(), Spool(Extents(self.config.incoming), limit) as spool:
+            chunk = await spool.receive(each(request.stream()))
+            return await use(chunk.apart, chunk.length, chunk.sha256.hex())
 
 
 def routes(config: Config, lake: LocalLake, board: Board, admit: Admit) -> APIRouter:

@@ -13,6 +13,7 @@ the former backup or the new one.
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,9 +32,9 @@ from ZODB.utils import u64
 from clachan_lake.errors import CorruptError, FormatError, LakeBusyError
 from clachan_lake.keeping import leases
 from clachan_lake.keeping.checking import Checker, Progress, quiet
-from clachan_lake.keeping.copying import copy, sync_all
+from clachan_lake.keeping.copying import copy, grow, sync_all
 from clachan_lake.keeping.datafile import MARK, Datafile, last_transaction
-from clachan_lake.keeping.records import Load
+from clachan_lake.keeping.records import Load, ends
 from clachan_lake.local import LocalLake
 from clachan_lake.moments import as_time
 from clachan_lake.storage.layout import read_format
@@ -62,7 +63,7 @@ def backup(lake: LocalLake, target: Path, progress: Progress = quiet) -> Backup:
     target.mkdir(mode=0o750, exist_ok=True)
     with locked(target, LOCK_EX):
         _begin(target, int(lake.root()["format"]))
-        copier = _Copier(lambda oid, serial: Path(storage.loadBlob(oid, serial)), target)
+        copier = _Copier(lambda oid, serial: Path(storage.loadBlob(oid, serial)), target, ends(storage.load))
         datafile = Datafile(storage.load, lake.tid)
         try:
             _copy(storage.load, copier, "backup", progress, datafile)
@@ -99,10 +100,10 @@ def _restore(source: Path, draft: Path, tid: bytes, progress: Progress) -> Backu
     (draft / STAGED).mkdir()
     size = copy(source / "data.fs", draft / "data.fs")
     theirs = FilesystemHelper(str(source / "blobs"))
-    copier = _Copier(lambda oid, serial: Path(theirs.getBlobFilename(oid, serial)), draft)
     # without the backup's own index, which may be anybody's pickle
     storage = FileStorage(str(draft / "data.fs"), read_only=True)
     try:
+        copier = _Copier(lambda oid, serial: Path(theirs.getBlobFilename(oid, serial)), draft, ends(storage.load))
         count = _copy(storage.load, copier, "restore", progress)
     finally:
         storage.close()
@@ -197,12 +198,14 @@ def _copy(load: Load, copier: "_Copier", what: str, progress: Progress, datafile
 
 
 class _Copier:
-    """Brings blobs into a folder, some at a time: what has its name there is whole and on the disk."""
+    """Brings blobs into a folder, some at a time: what has its name there is whole and on the disk. `ends` says of
+    those that grow how far they are wanted: one that has grown since gets what is new behind what is there."""
 
-    def __init__(self, find: Callable[[bytes, bytes], Path], target: Path) -> None:
+    def __init__(self, find: Callable[[bytes, bytes], Path], target: Path, ends: LLBTree) -> None:
         self.bytes = 0
         self.lost: set[bytes] = set()
         self._find = find
+        self._ends = ends
         self._target = target
         self._helper = FilesystemHelper(str(target / "blobs"), "bushy")
         self._helper.create()
@@ -223,22 +226,30 @@ class _Copier:
             return self._staged.get(name, name)
         try:
             source = self._find(oid, serial)
-            size = source.stat().st_size
+            size = min(source.stat().st_size, self._ends.get(u64(oid), sys.maxsize))
         except (POSKeyError, FileNotFoundError):
             self.lost.add(oid)
             raise
         self._serials[u64(oid)] = u64(serial)
         self.bytes += size
-        if name.exists() and name.stat().st_size == size:
+        present = name.stat().st_size if name.exists() else -1
+        grows = u64(oid) in self._ends
+        if present == size or (grows and present > size):
             return None
         self._new.insert(u64(oid))
-        return self._stage(source, name, size)
+        return self._stage(source, name, size, grown=grows and present >= 0)
 
-    def _stage(self, source: Path, name: Path, size: int) -> Path:
+    def _stage(self, source: Path, name: Path, size: int, *, grown: bool) -> Path:
         if self._staged_bytes + size > BATCH_BYTES:
             self.finish()
         draft = self._target / STAGED / f"{len(self._new)}"
-        copy(source, draft)
+        if grown:
+            # the former backup's holes and bytes stay as they are, for it counts until this one is whole
+            copy(name, draft)
+            grow(source, draft, size)
+        else:
+            copy(source, draft)
+            os.truncate(draft, size)
         set_not_writable(str(draft))
         self._staged[name] = draft
         self._staged_bytes += size

@@ -22,9 +22,14 @@ def copy(source: Path, target: Path) -> int:
     return size
 
 
-def _copy_data(old: int, new: int, size: int) -> None:
+def grow(source: Path, target: Path, size: int) -> None:
+    """Make `target`, which has the first bytes of `source`, as long as `size`. Nothing is synced."""
+    with source.open("rb") as old, target.open("r+b") as new:
+        _copy_data(old.fileno(), new.fileno(), size, os.fstat(new.fileno()).st_size)
+
+
+def _copy_data(old: int, new: int, size: int, at: int = 0) -> None:
     os.truncate(new, size)
-    at = 0
     while at < size:
         try:
             start = os.lseek(old, at, os.SEEK_DATA)
@@ -32,7 +37,7 @@ def _copy_data(old: int, new: int, size: int) -> None:
             if error.errno == errno.ENXIO:  # a hole to the end
                 return
             raise
-        at = os.lseek(old, start, os.SEEK_HOLE)
+        at = min(size, os.lseek(old, start, os.SEEK_HOLE))
         _copy_range(old, new, start, at)
 
 

@@ -19,12 +19,12 @@ from ZODB.blob import FilesystemHelper
 from ZODB.utils import u64
 
 from clachan_lake.errors import CorruptError
-from clachan_lake.keeping.records import parse, parts
+from clachan_lake.keeping.records import GROWING, parse, parts
 
 log = logging.getLogger(__name__)
 BLOCK = 4096
 KEEP_SIZE, PUNCH_HOLE = 1, 2
-TELLING = (b"LOBucket", b"LOBTree", b"Leaf", b"ArrayState", b"ZODB.blob")
+TELLING = (b"LOBucket", b"LOBTree", b"Leaf", b"ArrayState", b"Growing", b"ZODB.blob")
 """In the first bytes of the records that say something of blobs."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -82,6 +82,7 @@ class Uses:
         self._serials = LLBTree()
         self._earlier: set[tuple[int, int]] = set()
         self._ranges: dict[int, Ranges] = {}
+        self._growing: frozenset[bytes] = frozenset()
         self._known = True
 
     @classmethod
@@ -101,6 +102,9 @@ class Uses:
             record = parse(oid, serial, data)
             if record.is_blob:
                 self._add_blob(u64(oid), u64(serial))
+            if record.kind == GROWING:
+                # one record, whose last revision comes last
+                self._growing = frozenset(record.references)
             for part in parts(record):
                 self._ranges.setdefault(u64(part.holder), Ranges()).add(part.offset, part.offset + part.length)
         except CorruptError as error:
@@ -121,7 +125,10 @@ class Uses:
         """What may go of a file; nothing when no range of it is known."""
         used = self._ranges.get(u64(oid))
         try:
-            return list(used.gaps(path.stat().st_size)) if used and self._known else []
+            if not used or not self._known:
+                return []
+            # what is behind the last chunk of one that grows may be the next one, on its way
+            return list(used.gaps(used.stop if oid in self._growing else path.stat().st_size))
         except FileNotFoundError:
             return []
 
@@ -141,8 +148,13 @@ class Ranges:
         # a bound inside another range is none
         self._bounds[first:last] = [start] * (first % 2 == 0) + [stop] * (last % 2 == 0)
 
+    @property
+    def stop(self) -> int:
+        """Where the last one ends."""
+        return self._bounds[-1] if self._bounds else 0
+
     def gaps(self, size: int) -> Iterator[tuple[int, int]]:
-        """Whole blocks between the ranges and behind the last."""
+        """Whole blocks between the ranges, and behind the last until `size`."""
         edges = [0, *self._bounds, -(-size // BLOCK) * BLOCK]
         for start, stop in zip(edges[::2], edges[1::2], strict=True):
             low, high = -(-start // BLOCK) * BLOCK, stop // BLOCK * BLOCK

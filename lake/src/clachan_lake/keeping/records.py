@@ -4,10 +4,11 @@ What a record says of the lake's bytes are *parts*: each a range of a holder (a 
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from BTrees.LLBTree import LLTreeSet
+from BTrees.LLBTree import LLBTree, LLTreeSet
 from isal.isal_zlib import crc32
 from xxhash import xxh3_64_intdigest
 from ZODB.POSException import POSKeyError
@@ -22,6 +23,7 @@ Load = Callable[[bytes], tuple[bytes, bytes]]
 """Object id -> its record and its serial; raises POSKeyError."""
 Report = Callable[[str], None]
 BLOB = Name("ZODB.blob", "Blob")
+GROWING = Name("clachan_lake.format", "Growing")
 
 
 class Part(NamedTuple):
@@ -97,6 +99,21 @@ def walk(load: Load, report: Report) -> Iterator[Record]:
         yield record
 
 
+def ends(load: Load) -> LLBTree:
+    """Of each blob that streams have their chunks in, or may: where the last byte ends that is reached from the root.
+    What is behind is of later commits, or of none."""
+    found = LLBTree()
+    for record in walk(load, lambda _fault: None):
+        if record.kind == GROWING:
+            for oid in record.references:
+                found.setdefault(u64(oid), 0)
+        elif record.kind.module == "BTrees.LOBTree":
+            with suppress(CorruptError):  # whoever compares it reports it
+                for part in parts(record):
+                    found[u64(part.holder)] = max(found.get(u64(part.holder), 0), part.offset + part.length)
+    return found
+
+
 def parts(record: Record) -> Iterator[Part]:
     """What the record says of the lake's bytes. Raises CorruptError for entries that are none."""
     try:
@@ -125,11 +142,12 @@ def _chunk(key: int, value: tuple[Any, ...]) -> Iterator[Part]:
     if len(value) == 3:
         yield Part(f"chunk {key}", value[2].oid, 0, length, _count(value[1]), crc32)
         return
-    _length, _sha256, checksums, _when, body = value
+    _length, _sha256, checksums, _when, body, *begin = value
+    start = _count(sum(begin))
     for number, offset in enumerate(range(0, length, BLOCK)):
         checksum = int.from_bytes(checksums[4 * number : 4 * number + 4], "little")
         size = min(BLOCK, length - offset)
-        yield Part(f"chunk at {key}, block {number}", body.oid, offset, size, checksum, crc32)
+        yield Part(f"chunk at {key}, block {number}", body.oid, start + offset, size, checksum, crc32)
 
 
 def _items(kind: str, state: Any) -> Iterator[tuple[int, Any]]:

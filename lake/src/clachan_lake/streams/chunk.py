@@ -7,6 +7,7 @@ from pathlib import Path
 from isal.isal_zlib import crc32
 
 from clachan_lake.format import BLOCK
+from clachan_lake.streams.extents import Room
 
 
 class Digester:
@@ -44,13 +45,18 @@ class Digester:
 
 @dataclass(frozen=True)
 class Chunk:
-    """`source` is the bytes, or a file of the lake's file system that the lake takes over by a second link. `sha256` is
-    b"" for a chunk that need not be told from others: one without an id."""
+    """`source` is the bytes, a file of the lake's file system that the lake takes over by a second link, or room in an
+    extent that has them. `sha256` is b"" for a chunk that need not be told from others: one without an id."""
 
     length: int
     sha256: bytes
     checksums: bytes
-    source: bytes | Path
+    source: bytes | Path | Room
+
+    @property
+    def apart(self) -> bytes | Path:
+        """The bytes, or a file that has nothing else; a copy in one as long as the room is held."""
+        return self.source.as_file() if isinstance(self.source, Room) else self.source
 
     @classmethod
     def of(cls, data: bytes, digest: bool = True) -> "Chunk":

@@ -23,8 +23,11 @@ from clachan_lake.format import BLOCK, Ids, StreamRecord
 from clachan_lake.interface import Stream
 from clachan_lake.names import check_chunk_id
 from clachan_lake.streams.chunk import Chunk
+from clachan_lake.streams.extents import Room
 
 AHEAD = 64
+BODY = 4
+"""Where in a chunk's entry its holder is."""
 
 
 def is_known(record: StreamRecord, chunk: Chunk, chunk_id: str | None, offset: int | None) -> bool:
@@ -51,8 +54,8 @@ def append(record: StreamRecord, chunk: Chunk, chunk_id: str | None, due: Any) -
     if chunk_id is not None:
         remember(record.ids, chunk_id, (record.size, chunk.length, chunk.sha256, now))
     if chunk.length:
-        body = holders.hold(record._p_jar, chunk.source, chunk.length)
-        record.chunks[record.size] = (chunk.length, chunk.sha256, chunk.checksums, now, body)
+        body, offset = _place(record, chunk)
+        record.chunks[record.size] = (chunk.length, chunk.sha256, chunk.checksums, now, body, offset)
         record.size += chunk.length
         record.count += 1
         record.sha256 = None
@@ -63,6 +66,13 @@ def append(record: StreamRecord, chunk: Chunk, chunk_id: str | None, due: Any) -
                     following.caught_up(record, due, transformation)
         following.mark(record, due, "chunk")
     record.modified = now
+
+
+def _place(record: StreamRecord, chunk: Chunk) -> tuple[Any, int]:
+    """The holder of the chunk's bytes, and where in it they begin."""
+    if isinstance(chunk.source, Room):
+        return chunk.source.place(record._p_jar, awaited=bool(record.followers))
+    return holders.hold(record._p_jar, chunk.source, chunk.length), 0
 
 
 def end(record: StreamRecord, by: Literal["sender", "idle"], due: Any) -> None:
@@ -142,8 +152,9 @@ def _ahead(record: StreamRecord, start: int, stop: int) -> Iterator[tuple[int, A
     found = iter(record.chunks.items(start, stop, excludemax=True))
     while batch := list(islice(found, AHEAD)):
         # what is new in this transaction has no id yet, and is no ghost
-        if len(absent := [entry[-1] for _, entry in batch if entry[-1]._p_changed is None]) > 1:
-            record._p_jar.prefetch(absent)
+        absent = {id(holder): holder for _, entry in batch if (holder := entry[BODY])._p_changed is None}
+        if len(absent) > 1:
+            record._p_jar.prefetch(list(absent.values()))
         yield from batch
 
 
@@ -190,11 +201,11 @@ def describe(record: StreamRecord, followers: dict[str, dict[str, Any]]) -> dict
 
 
 def _read_block(record: StreamRecord, start: int, entry: Any, block: int) -> bytes:
-    length, _digest, checksums, _when, body = entry
+    length, _digest, checksums, _when, body, *offset = entry
     size = min(BLOCK, length - block * BLOCK)
     what = f"stream {record.name}, chunk at {start}"
     try:
-        data = holders.read(body, block * BLOCK, size)
+        data = holders.read(body, sum(offset) + block * BLOCK, size)
     except (POSKeyError, FileNotFoundError) as error:
         raise CorruptError(f"{what}: its file is missing, expected {length} bytes ({error})") from error
     expected = checksums[4 * block : 4 * block + 4]
