@@ -180,8 +180,6 @@ def main(path: str) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("ZEO").setLevel(logging.WARNING)
     os.umask(0o027)
-    # libuv's use of it for epoll costs a system call that waits, each time that reading is paused or goes on
-    os.environ["UV_USE_IO_URING"] = "0"
     keep_freed()
     # each append writes the last leaf of its stream anew: a commit with many streams takes half the time with short
     # ones, and in other processes that write there are seldom many
