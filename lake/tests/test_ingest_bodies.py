@@ -1,5 +1,6 @@
 """Bodies as senders make them: compressed, msgpack, in chunks, slow, many at once, and those that mean harm."""
 
+import asyncio
 import base64
 import contextlib
 import gzip
@@ -13,14 +14,20 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import requests
+import uvicorn
 from clachan_lake import database
 from clachan_lake.format import PIECE_BYTES
 from clachan_lake.ingest import receiving
 from clachan_lake.ingest.inflating import PART_BYTES, Inflater
+from clachan_lake.ingest.protocol import DIRECT, BodyProtocol
+from clachan_lake.ingest.spool import WAITING_BYTES, Spool
+from clachan_lake.streams.extents import Extents, Room
 from transaction import TransactionManager
 
 from .making import TOKEN, Server, wait_for
@@ -181,6 +188,71 @@ def test_a_body_is_stored_whole_however_it_is_cut(server: Server) -> None:
                 time.sleep(0.001)
             assert connection.recv(100).startswith(b"HTTP/1.1 204")
         assert stored(server, name) == body
+
+
+def answers(connection: socket.socket, count: int) -> list[bytes]:
+    """Their first lines; those of 204 have no body."""
+    found = b""
+    while found.count(b"\r\n\r\n") < count and (data := connection.recv(4096)):
+        found += data
+    return [one.partition(b"\r\n")[0] for one in found.split(b"\r\n\r\n")[:count]]
+
+
+def test_requests_in_one_go_are_answered_in_turn(server: Server) -> None:
+    bodies = [os.urandom(size) for size in (2 * MIB + 1, 70_000, 5, MIB)]
+    with begin(server, "turn0", len(bodies[0]), bodies[0]) as connection:
+        for number, body in list(enumerate(bodies))[1:]:
+            connection.sendall(HEAD.format(f"turn{number}", TOKEN, len(body)).encode() + body)
+        assert answers(connection, 4) == [b"HTTP/1.1 204 No Content"] * 4
+    assert [stored(server, f"turn{number}") for number in range(4)] == bodies
+
+
+def test_who_asks_whether_to_go_on_is_told(server: Server) -> None:
+    head = HEAD.format("continue", TOKEN, 300_000).replace("Host: x", "Host: x\r\nExpect: 100-continue").encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(head)
+        assert answers(connection, 1) == [b"HTTP/1.1 100 Continue"]
+        connection.sendall(b"c" * 300_000)
+        assert answers(connection, 1) == [b"HTTP/1.1 204 No Content"]
+    assert stored(server, "continue") == b"c" * 300_000
+
+
+def test_no_more_is_read_than_the_disk_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body of 16 MiB, each part of which takes its time to be written."""
+    body, waiting = os.urandom(16 * MIB), []
+    write = Room.write
+
+    def slow(room: Room, parts: list[bytes]) -> None:
+        waiting.append(sum(map(len, parts)))
+        time.sleep(0.01)
+        write(room, parts)
+
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
+        with Spool(Extents(tmp_path), 32 * MIB) as spool:
+            found = await spool.take(scope[DIRECT])
+            assert isinstance(found, Path)
+            same = found.read_bytes() == body
+        await send({"type": "http.response.start", "status": 204 if same else 500, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = uvicorn.Server(uvicorn.Config(app, http=BodyProtocol, lifespan="off", log_config=None))
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.write(HEAD.format("x", TOKEN, len(body)).encode() + body)
+            async with asyncio.timeout(30):
+                assert (await reader.readline()).startswith(b"HTTP/1.1 204")
+            writer.close()
+            server.should_exit = True
+            await serving
+
+    monkeypatch.setattr(Room, "write", slow)
+    asyncio.run(main())
+    assert sum(waiting) == len(body)
+    # one part more than is to wait, of 256 KiB, and what came before it was asked for
+    assert len(waiting) > 10
+    assert max(waiting) <= 2 * WAITING_BYTES
 
 
 @pytest.mark.parametrize("streams", [1, 16])
