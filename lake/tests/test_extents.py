@@ -1,6 +1,8 @@
 """Chunks that share a file: where they are, who may change it, and what becomes of what is not stored."""
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,6 +163,36 @@ def test_a_chunk_that_must_be_stored_again_is_stored_once(sender: Sender, tmp_pa
                 sender.append(chunk)
     assert content(sender.lake) == [1, 9, 2, 9, 3]
     assert max(file.stat().st_size for file in files(tmp_path)) == 2 * ROOM + LENGTH
+
+
+def test_bytes_that_the_disk_has_lost_are_not_stored_by_a_second_sync(
+    sender: Sender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel reports a write that failed once: the next sync of the file finds nothing wrong."""
+    sync, failing = os.fdatasync, [True]
+
+    def once(number: int) -> None:
+        if failing and "/incoming/" in os.readlink(f"/proc/self/fd/{number}"):
+            failing.clear()
+            raise OSError(errno.EIO, "Input/output error")
+        sync(number)
+
+    sender.store(1)
+    [file] = files(tmp_path)
+    monkeypatch.setattr(os, "fdatasync", once)
+    with sender.received(2) as chunk:
+        for _ in range(2):
+            sender.lake.begin()
+            sender.append(chunk)
+            with pytest.raises(OSError, match="Input/output error"):
+                sender.lake.commit()
+    assert not failing
+    assert file.stat().st_size == ROOM
+    sender.store(3)
+    # not in the file that the disk has failed
+    assert len(files(tmp_path)) == 2
+    assert content(sender.lake) == [1, 3]
+    assert list(verify(sender.lake)) == []
 
 
 def test_a_full_one_is_followed_by_another(sender: Sender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

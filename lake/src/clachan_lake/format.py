@@ -85,6 +85,10 @@ CHUNK_BYTES = 2 << 20
 GROWN_BYTES = 4 << 20
 GROWTH = 16_384
 LEAF = 256
+EXTENT_BYTES = 256 << 20
+"""An extent that has so many gets no more chunks."""
+PAGE_BYTES = 4096
+"""A chunk begins at a multiple of it in its extent: it can be mapped, and given back to the disk."""
 
 Entry = tuple[Any, int, int, int]
 """Holder, offset, length, checksum."""

@@ -14,11 +14,10 @@ import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 from ZODB.blob import Blob
 
-from clachan_lake.format import Entry, Piece
+from clachan_lake.format import EXTENT_BYTES, PAGE_BYTES, Entry, Piece
 from clachan_lake.holders import give
 
 Bytes = npt.NDArray[np.uint8]
-EXTENT_BYTES = 256 << 20
 PIECE_BYTES = 128 << 10
 FICLONERANGE = 0x4020940D
 
@@ -110,7 +109,7 @@ class Writer:
             for index, part in enumerate(parts):
                 offsets.append(end)
                 self._write(draft, part, end, bases[index] if bases else None)
-                end += -(-len(part) // 4096) * 4096
+                end += -(-len(part) // PAGE_BYTES) * PAGE_BYTES
             blob = draft.publish(self.jar)
         except BaseException:
             draft.discard()

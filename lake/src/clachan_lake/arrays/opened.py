@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clachan_lake.arrays.drafts import EXTENT_BYTES, Bytes, Draft, Writer, draft_blocks, runs
+from clachan_lake.arrays.drafts import Bytes, Draft, Writer, draft_blocks, runs
 from clachan_lake.arrays.region import Region
 from clachan_lake.arrays.table import Table
 from clachan_lake.errors import LakeError
-from clachan_lake.format import ArrayRecord
+from clachan_lake.format import EXTENT_BYTES, ArrayRecord
 
 AnyArray = npt.NDArray[Any]
 Changes = tuple[bool, bool, bool, bool]

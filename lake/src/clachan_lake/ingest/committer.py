@@ -21,7 +21,6 @@ from clachan_lake.ingest.registry import Registry
 from clachan_lake.ingest.storing import Arrival, Stored, store
 from clachan_lake.local import LocalLake
 from clachan_lake.repeating import repeated
-from clachan_lake.streams.extents import Room
 
 log = logging.getLogger(__name__)
 BATCH, BATCH_BYTES = 256, 16 << 20
@@ -72,9 +71,8 @@ class Committer(threading.Thread):
         job = Job(arrival, asyncio.get_running_loop().create_future())
         self.waiting += 1
         self._waiting_bytes += arrival.chunk.length
-        if isinstance(arrival.chunk.source, Room):
-            # the request may be cancelled while its chunk is being stored
-            arrival.chunk.source.hold()
+        # the request may be cancelled while its chunk is being stored
+        arrival.chunk.hold()
         self._jobs.put(job)
         return job.done
 
@@ -173,8 +171,7 @@ class Committer(threading.Thread):
         for job, outcome in answers:
             self.waiting -= 1
             self._waiting_bytes -= job.arrival.chunk.length
-            if isinstance(job.arrival.chunk.source, Room):
-                job.arrival.chunk.source.let_go()
+            job.arrival.chunk.let_go()
             if job.done.done():
                 # the request was cancelled
                 continue

@@ -124,7 +124,7 @@ class Spool:
                         self._add([inflated])
             self._done += sum(map(len, parts))
 
-    def _add(self, parts: "list[bytes]") -> None:
+    def _add(self, parts: list[bytes]) -> None:
         self._length += sum(map(len, parts))
         if self._length > self._limit:
             raise too_large(self._length, self._limit)

@@ -19,10 +19,10 @@ from ZODB.blob import FilesystemHelper
 from ZODB.utils import u64
 
 from clachan_lake.errors import CorruptError
+from clachan_lake.format import PAGE_BYTES
 from clachan_lake.keeping.records import GROWING, parse, parts
 
 log = logging.getLogger(__name__)
-BLOCK = 4096
 KEEP_SIZE, PUNCH_HOLE = 1, 2
 TELLING = (b"LOBucket", b"LOBTree", b"Leaf", b"ArrayState", b"Growing", b"ZODB.blob")
 """In the first bytes of the records that say something of blobs."""
@@ -155,9 +155,9 @@ class Ranges:
 
     def gaps(self, size: int) -> Iterator[tuple[int, int]]:
         """Whole blocks between the ranges, and behind the last until `size`."""
-        edges = [0, *self._bounds, -(-size // BLOCK) * BLOCK]
+        edges = [0, *self._bounds, -(-size // PAGE_BYTES) * PAGE_BYTES]
         for start, stop in zip(edges[::2], edges[1::2], strict=True):
-            low, high = -(-start // BLOCK) * BLOCK, stop // BLOCK * BLOCK
+            low, high = -(-start // PAGE_BYTES) * PAGE_BYTES, stop // PAGE_BYTES * PAGE_BYTES
             if low < high:
                 yield low, high
 

@@ -58,6 +58,16 @@ class Chunk:
         """The bytes, or a file that has nothing else; a copy in one as long as the room is held."""
         return self.source.as_file() if isinstance(self.source, Room) else self.source
 
+    def hold(self) -> None:
+        """Once more, for whoever uses it beside the one who received it."""
+        if isinstance(self.source, Room):
+            self.source.hold()
+
+    def let_go(self) -> None:
+        """As often as it is held."""
+        if isinstance(self.source, Room):
+            self.source.let_go()
+
     @classmethod
     def of(cls, data: bytes, digest: bool = True) -> "Chunk":
         digester = Digester(digest)

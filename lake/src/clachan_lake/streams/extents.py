@@ -11,21 +11,19 @@ import os
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ZODB.blob import Blob
 
 from clachan_lake import holders
+from clachan_lake.format import EXTENT_BYTES, PAGE_BYTES
 from clachan_lake.storage.syncing import begin_writing
 
-EXTENT_BYTES = 256 << 20
-"""One that has so many is closed."""
 IDLE = 16
 """So many that no body is written to are kept open."""
-PIECE = 1 << 20
-BLOCK = 4096
-"""Each chunk begins at a multiple of it: what a pack gives back are whole blocks."""
+COPIED_BYTES = 1 << 20
 PARTS = 512
 """So many at most in one call of the kernel, which takes 1,024."""
 _pool = ThreadPoolExecutor(4, "extent")
@@ -91,6 +89,7 @@ class Room:
         self._blob: Blob | None = None
         self._synced: Future[None] | None = None
         self._awaited = True
+        self._failed: OSError | None = None
         self._in_doubt = False
         self._copy: Path | None = None
 
@@ -109,8 +108,15 @@ class Room:
             self.length += size
 
     def sync(self) -> None:
-        """Its bytes are on the disk then. Raises OSError."""
-        os.fdatasync(self._extent.descriptor)
+        """Its bytes are on the disk then. Raises OSError, and ever again: the kernel says once that it lost some, and a
+        second sync would find nothing left to write."""
+        if self._failed is None:
+            try:
+                os.fdatasync(self._extent.descriptor)
+            except OSError as error:
+                self._failed = error
+        if self._failed is not None:
+            raise self._failed
 
     @property
     def source(self) -> "Path | Room":
@@ -126,8 +132,8 @@ class Room:
             self._copy = path
             stop = self.start + self.length
             with path.open("xb") as file:
-                for at in range(self.start, stop, PIECE):
-                    file.write(os.pread(self._extent.descriptor, min(PIECE, stop - at), at))
+                for at in range(self.start, stop, COPIED_BYTES):
+                    file.write(os.pread(self._extent.descriptor, min(COPIED_BYTES, stop - at), at))
         return self._copy
 
     # -- who has it
@@ -143,8 +149,8 @@ class Room:
             return
         if self._copy is not None:
             self._copy.unlink(missing_ok=True)
-        extent, spoilt = self._extent, self._in_doubt
-        if extent.blob is not None and extent.end == self.start and not spoilt:
+        extent, spoilt = self._extent, self._in_doubt or self._failed is not None
+        if extent.blob is not None and extent.end == self.start and not self._in_doubt:
             try:
                 os.ftruncate(extent.descriptor, extent.end)
             except OSError:
@@ -188,7 +194,8 @@ class Room:
         synced.set_result(None)
         if not self._awaited:
             # memory that nobody reads is the next body's: it need not be asked of the kernel, nor cleared
-            os.posix_fadvise(self._extent.descriptor, self.start, self.length, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):  # the extent may have been closed meanwhile
+                os.posix_fadvise(self._extent.descriptor, self.start, self.length, os.POSIX_FADV_DONTNEED)
 
     def tpc_vote(self, _transaction: Any) -> None:
         """Raises OSError when the bytes are not on the disk."""
@@ -200,7 +207,7 @@ class Room:
     def tpc_finish(self, _transaction: Any) -> None:
         """It is stored: the next one comes behind."""
         extent = self._extent
-        extent.end = -(-(self.start + self.length) // BLOCK) * BLOCK
+        extent.end = -(-(self.start + self.length) // PAGE_BYTES) * PAGE_BYTES
         self._in_doubt = False
         if extent.blob is None:
             extent.blob = self._blob
